@@ -313,11 +313,7 @@ impl Conditions {
     /// The conditions of an API object whose fields may be unset.
     pub fn from_api(ready: Option<bool>, serving: Option<bool>, terminating: Option<bool>) -> Self {
         let ready = ready.unwrap_or(true);
-        Self {
-            ready,
-            serving: serving.unwrap_or(ready),
-            terminating: terminating.unwrap_or(false),
-        }
+        Self { ready, serving: serving.unwrap_or(ready), terminating: terminating.unwrap_or(false) }
     }
 
     /// Serving and terminating: used when nothing is ready (KEP-1669).

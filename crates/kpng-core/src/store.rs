@@ -224,7 +224,6 @@ pub const JOURNAL_CAPACITY: usize = 4096;
 
 impl Store {
     /// An empty store with the default journal.
-    #[expect(clippy::new_ret_no_self, reason = "a store is a pair: who reads never writes")]
     pub fn new() -> (Writer, Self) {
         Self::with_journal(JOURNAL_CAPACITY)
     }
@@ -280,7 +279,8 @@ impl Writer {
         let (progress, changed) = {
             let mut inner = self.0.lock();
             let next = inner.revision + 1;
-            let mut tx = Transaction { inner: &mut inner, next, triggered: batch.triggered, changed: 0 };
+            let mut tx =
+                Transaction { inner: &mut inner, next, triggered: batch.triggered, changed: 0 };
             for op in batch.ops {
                 tx.apply(op);
             }
@@ -343,7 +343,9 @@ impl Inner {
         let mut nodes = BTreeMap::new();
         for entry in self.journal.range(start..) {
             match (&entry.key, &entry.values) {
-                (Key::Service(key), Values::Service(change)) => coalesce(&mut services, key, change),
+                (Key::Service(key), Values::Service(change)) => {
+                    coalesce(&mut services, key, change)
+                }
                 (Key::Node(name), Values::Node(change)) => coalesce(&mut nodes, name, change),
                 _ => unreachable!("a key and its values have the same kind"),
             }
@@ -396,8 +398,13 @@ impl Transaction<'_> {
                 }
             }
             Op::RetainNodes(names) => {
-                let gone: Vec<_> =
-                    self.inner.nodes.keys().filter(|name| !names.contains(*name)).cloned().collect();
+                let gone: Vec<_> = self
+                    .inner
+                    .nodes
+                    .keys()
+                    .filter(|name| !names.contains(*name))
+                    .cloned()
+                    .collect();
                 for name in gone {
                     self.change_node(name, None);
                 }

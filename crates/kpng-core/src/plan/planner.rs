@@ -1,0 +1,327 @@
+//! Keeps a [`Plan`] equal to what the store says, one changed service at a time.
+//!
+//! Work is proportional to what changed: only changed services are planned again, and only a change
+//! of the node's own facts plans all of them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::{Frontend, FrontendKey, NodeFacts, ServicePlan, Warning, plan_service};
+use crate::local::{Place, localize};
+use crate::model::{NamespacedName, ServiceState};
+use crate::store::Update;
+
+/// Everything that this node's data path shall do.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    facts: Arc<NodeFacts>,
+    services: BTreeMap<NamespacedName, Arc<ServicePlan>>,
+    owners: HashMap<FrontendKey, NamespacedName>,
+}
+
+impl Plan {
+    /// The node's own part.
+    pub fn facts(&self) -> &Arc<NodeFacts> {
+        &self.facts
+    }
+
+    /// The plans of all services. Frontends are unique across them.
+    pub fn services(&self) -> &BTreeMap<NamespacedName, Arc<ServicePlan>> {
+        &self.services
+    }
+
+    /// The plan of one service.
+    pub fn service(&self, key: &NamespacedName) -> Option<&Arc<ServicePlan>> {
+        self.services.get(key)
+    }
+
+    /// The frontend with this key, and the service that owns it.
+    pub fn owner(&self, key: &FrontendKey) -> Option<(&NamespacedName, &ServicePlan, &Frontend)> {
+        let (service, plan) = self.services.get_key_value(self.owners.get(key)?)?;
+        let frontend = plan.frontends.iter().find(|frontend| frontend.key() == *key)?;
+        Some((service, plan, frontend))
+    }
+}
+
+/// Two services claim one frontend.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// What they claim.
+    pub frontend: FrontendKey,
+    /// Who has it: the older one, then the first by namespace and name.
+    pub owner: NamespacedName,
+    /// Who has not.
+    pub loser: NamespacedName,
+}
+
+impl std::fmt::Display for Conflict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { frontend, owner, loser } = self;
+        write!(
+            f,
+            "{loser} claims {frontend}, which belongs to {owner}; it is not served for {loser} until {owner} gives it up"
+        )
+    }
+}
+
+/// What one [`Planner::update`] changed in the plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// The node's facts changed.
+    pub facts: bool,
+    /// The services whose plans differ, sorted.
+    pub services: Vec<NamespacedName>,
+    /// How many services were planned, for those who watch the cost.
+    pub planned: usize,
+    /// Conflicts that arose.
+    pub conflicts: Vec<Conflict>,
+    /// Warnings that arose.
+    pub warnings: Vec<(NamespacedName, Warning)>,
+}
+
+impl Changes {
+    /// The plan is as it was.
+    pub fn is_empty(&self) -> bool {
+        !self.facts && self.services.is_empty()
+    }
+}
+
+/// Computes the plan of one node from the updates of a store's reader.
+#[derive(Debug)]
+pub struct Planner {
+    node: Arc<str>,
+    place: Place,
+    states: BTreeMap<NamespacedName, Arc<ServiceState>>,
+    /// What each service asks for, with the frontends that it does not own.
+    wishes: BTreeMap<NamespacedName, Arc<ServicePlan>>,
+    /// Who else claims a frontend; only frontends with several claimants are here.
+    contested: HashMap<FrontendKey, BTreeSet<Claim>>,
+    plan: Plan,
+}
+
+/// A claimant, in the order of precedence: older first, unknown age last.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claim {
+    created: (bool, Option<i64>),
+    service: NamespacedName,
+}
+
+impl Claim {
+    fn new(service: &NamespacedName, plan: &ServicePlan) -> Self {
+        Self { created: (plan.created.is_none(), plan.created), service: service.clone() }
+    }
+}
+
+impl Planner {
+    /// A planner for the node `node` that knows nothing yet.
+    pub fn new(node: impl Into<Arc<str>>, facts: NodeFacts) -> Self {
+        let node = node.into();
+        Self {
+            place: Place::of(&node, None),
+            node,
+            states: BTreeMap::new(),
+            wishes: BTreeMap::new(),
+            contested: HashMap::new(),
+            plan: Plan { facts: Arc::new(facts), ..Plan::default() },
+        }
+    }
+
+    /// The plan as of the last update.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The name of the node that is planned for.
+    pub fn node(&self) -> &Arc<str> {
+        &self.node
+    }
+
+    /// All conflicts that exist, sorted.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let mut conflicts: Vec<_> =
+            self.contested.keys().flat_map(|key| self.conflicts_at(key)).collect();
+        conflicts.sort_unstable();
+        conflicts
+    }
+
+    /// How many claims to frontends are not met.
+    pub fn conflict_count(&self) -> usize {
+        self.contested.values().map(|claims| claims.len() - 1).sum()
+    }
+
+    /// Replaces the node's facts; plans everything again if they differ.
+    pub fn set_facts(&mut self, facts: NodeFacts) -> Changes {
+        let mut changes = Changes::default();
+        if *self.plan.facts != facts {
+            self.plan.facts = Arc::new(facts);
+            changes.facts = true;
+            self.replan_all(&mut changes);
+        }
+        changes
+    }
+
+    /// Takes over what a reader said.
+    pub fn update(&mut self, update: &Update) -> Changes {
+        let mut changes = Changes::default();
+        if update.full {
+            self.forget_missing(update, &mut changes);
+        }
+        for (key, change) in &update.services {
+            match &change.new {
+                Some(state) => self.states.insert(key.clone(), Arc::clone(state)),
+                None => self.states.remove(key),
+            };
+        }
+        let own = update.nodes.iter().find(|(name, _)| *name == self.node);
+        let place = match own {
+            Some((_, change)) => Place::of(&self.node, change.new.as_deref()),
+            None if update.full => Place::of(&self.node, None),
+            None => self.place.clone(),
+        };
+        if place != self.place {
+            self.place = place;
+            self.replan_all(&mut changes);
+        } else {
+            for (key, _) in &update.services {
+                self.replan(key, &mut changes);
+            }
+        }
+        finish(&mut changes);
+        changes
+    }
+
+    fn forget_missing(&mut self, update: &Update, changes: &mut Changes) {
+        let present: BTreeSet<_> = update.services.iter().map(|(key, _)| key).collect();
+        let gone: Vec<_> =
+            self.states.keys().filter(|key| !present.contains(key)).cloned().collect();
+        for key in gone {
+            self.states.remove(&key);
+            self.replan(&key, changes);
+        }
+    }
+
+    fn replan_all(&mut self, changes: &mut Changes) {
+        let keys: BTreeSet<_> = self.states.keys().chain(self.wishes.keys()).cloned().collect();
+        for key in keys {
+            self.replan(&key, changes);
+        }
+        finish(changes);
+    }
+
+    fn replan(&mut self, key: &NamespacedName, changes: &mut Changes) {
+        let state = self.states.get(key);
+        let local = state.and_then(|state| localize(key, state, &self.place));
+        let new = local.map(|local| Arc::new(plan_service(&local, &self.plan.facts)));
+        changes.planned += 1;
+        let old = self.wishes.get(key).cloned();
+        if old == new {
+            return;
+        }
+        if let Some(plan) = &new {
+            let before = old.as_ref().map_or(&[][..], |old| &old.warnings);
+            let arose = plan.warnings.iter().filter(|warning| !before.contains(warning));
+            changes.warnings.extend(arose.map(|warning| (key.clone(), *warning)));
+        }
+        let mut affected = BTreeSet::from([key.clone()]);
+        self.withdraw(key, old.as_deref(), &mut affected);
+        match &new {
+            Some(plan) => {
+                self.wishes.insert(key.clone(), Arc::clone(plan));
+                self.claim(key, plan, &mut affected, changes);
+            }
+            None => {
+                self.wishes.remove(key);
+            }
+        }
+        for key in affected {
+            self.publish(key, changes);
+        }
+    }
+
+    fn withdraw(
+        &mut self,
+        key: &NamespacedName,
+        old: Option<&ServicePlan>,
+        affected: &mut BTreeSet<NamespacedName>,
+    ) {
+        let Some(old) = old else { return };
+        for frontend in old.frontends.iter().map(Frontend::key) {
+            if let Some(claims) = self.contested.get_mut(&frontend) {
+                claims.remove(&Claim::new(key, old));
+                let heir = claims.first().expect("two claimed it, one is left").service.clone();
+                if claims.len() == 1 {
+                    self.contested.remove(&frontend);
+                }
+                affected.insert(heir.clone());
+                self.plan.owners.insert(frontend, heir);
+            } else {
+                self.plan.owners.remove(&frontend);
+            }
+        }
+    }
+
+    fn claim(
+        &mut self,
+        key: &NamespacedName,
+        plan: &ServicePlan,
+        affected: &mut BTreeSet<NamespacedName>,
+        changes: &mut Changes,
+    ) {
+        for frontend in plan.frontends.iter().map(Frontend::key) {
+            let Some(owner) = self.plan.owners.get(&frontend).cloned() else {
+                self.plan.owners.insert(frontend, key.clone());
+                continue;
+            };
+            let owner_claim = Claim::new(&owner, &self.wishes[&owner]);
+            let claims = self.contested.entry(frontend).or_default();
+            claims.insert(owner_claim);
+            claims.insert(Claim::new(key, plan));
+            let first = claims.first().expect("two were just put in").service.clone();
+            affected.insert(owner);
+            self.plan.owners.insert(frontend, first);
+            let conflicts = self.conflicts_at(&frontend);
+            changes
+                .conflicts
+                .extend(conflicts.into_iter().filter(|c| c.loser == *key || c.owner == *key));
+        }
+    }
+
+    fn conflicts_at(&self, frontend: &FrontendKey) -> Vec<Conflict> {
+        let Some(claims) = self.contested.get(frontend) else { return Vec::new() };
+        let mut services = claims.iter().map(|claim| &claim.service);
+        let Some(owner) = services.next() else { return Vec::new() };
+        let conflict = |loser: &NamespacedName| Conflict {
+            frontend: *frontend,
+            owner: owner.clone(),
+            loser: loser.clone(),
+        };
+        services.map(conflict).collect()
+    }
+
+    /// Puts what `key` asks for, less the frontends of others, into the plan.
+    fn publish(&mut self, key: NamespacedName, changes: &mut Changes) {
+        let new = self.wishes.get(&key).map(|wish| {
+            let owns = |frontend: &Frontend| self.plan.owners.get(&frontend.key()) == Some(&key);
+            if wish.frontends.iter().all(owns) {
+                return Arc::clone(wish);
+            }
+            let mut plan = ServicePlan::clone(wish);
+            plan.frontends.retain(owns);
+            Arc::new(plan)
+        });
+        let old = match &new {
+            Some(plan) => self.plan.services.insert(key.clone(), Arc::clone(plan)),
+            None => self.plan.services.remove(&key),
+        };
+        if old != new {
+            changes.services.push(key);
+        }
+    }
+}
+
+fn finish(changes: &mut Changes) {
+    changes.services.sort_unstable();
+    changes.services.dedup();
+    changes.conflicts.sort_unstable();
+    changes.conflicts.dedup();
+}
