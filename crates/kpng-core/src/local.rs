@@ -105,18 +105,22 @@ pub enum TopologyMode {
 impl TopologyMode {
     /// Chooses the mode. One ready endpoint without a hint, or no hint that names us, turns the
     /// kind of hint off.
-    pub fn choose<'a>(ready: impl Iterator<Item = &'a Endpoint> + Clone, here: &Place) -> Self {
-        let all_node_hints = ready.clone().all(|endpoint| !endpoint.node_hints.is_empty());
-        if all_node_hints && ready.clone().any(|endpoint| endpoint.node_hints.contains(&here.node))
-        {
-            return Self::SameNode;
+    pub fn choose<'a>(ready: impl IntoIterator<Item = &'a Endpoint>, here: &Place) -> Self {
+        let (mut all_name_nodes, mut all_name_zones) = (true, true);
+        let (mut this_node, mut this_zone) = (false, false);
+        for endpoint in ready {
+            all_name_nodes &= !endpoint.node_hints.is_empty();
+            all_name_zones &= !endpoint.zone_hints.is_empty();
+            this_node |= Self::SameNode.allows(endpoint, here);
+            this_zone |= Self::SameZone.allows(endpoint, here);
         }
-        let Some(zone) = &here.zone else { return Self::All };
-        let all_zone_hints = ready.clone().all(|endpoint| !endpoint.zone_hints.is_empty());
-        if all_zone_hints && ready.clone().any(|endpoint| endpoint.zone_hints.contains(zone)) {
-            return Self::SameZone;
+        if all_name_nodes && this_node {
+            Self::SameNode
+        } else if all_name_zones && this_zone {
+            Self::SameZone
+        } else {
+            Self::All
         }
-        Self::All
     }
 
     /// Whether the mode allows `endpoint` here.
