@@ -1,1 +1,9 @@
-//! Placeholder.
+//! The Linux kernel interfaces that kpng needs, and nothing about services or policy.
+//!
+//! The one crate that makes system calls for the others. Everything here is plain values in and
+//! out; nothing starts a child process, and no function prints or retries by itself.
+
+pub mod error;
+pub mod netlink;
+
+pub use error::{Error, Result};
