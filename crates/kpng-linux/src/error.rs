@@ -85,6 +85,23 @@ pub enum Error {
         why: &'static str,
     },
 
+    /// The process may not have a user namespace of its own.
+    #[error("cannot enter a user namespace: {hint}")]
+    UserNamespace {
+        /// Why, and what to do.
+        hint: &'static str,
+        /// The kernel's error number.
+        #[source]
+        errno: Errno,
+    },
+
+    /// There is no link with this name.
+    #[error("no link has the name {name:?}")]
+    NoLink {
+        /// The name.
+        name: String,
+    },
+
     /// A file of a kernel file system (`/proc`) could not be read or written.
     #[error("cannot {what} {}{}", path.display(), advice(hint))]
     File {
@@ -109,7 +126,7 @@ impl Error {
     /// The kernel's error number, for the variants that have one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Kernel { errno, .. } => Some(*errno),
+            Self::Kernel { errno, .. } | Self::UserNamespace { errno, .. } => Some(*errno),
             Self::File { source, .. } => Errno::from_io_error(source),
             _ => None,
         }

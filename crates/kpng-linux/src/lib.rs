@@ -3,7 +3,11 @@
 //! The one crate that makes system calls for the others. Everything here is plain values in and
 //! out; nothing starts a child process, and no function prints or retries by itself.
 
+pub mod conntrack;
 pub mod error;
+pub mod namespace;
 pub mod netlink;
+pub mod rtnetlink;
+pub mod sysctl;
 
 pub use error::{Error, Result};

@@ -1,0 +1,69 @@
+//! Notifications about links and addresses.
+//!
+//! A notification says only that something changed; the reader lists again. So lost
+//! notifications cost nothing: an overrun is a change too.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
+
+use crate::netlink::{Protocol, RECEIVE_BUFFER, Socket};
+use crate::{Error, Result};
+
+/// Tells when links or addresses of a network namespace change.
+///
+/// For an event loop: wait until the descriptor ([`AsFd`]) is readable, then call
+/// [`changed`](Self::changed), which never blocks.
+#[derive(Debug)]
+pub struct AddressMonitor {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl AddressMonitor {
+    /// Watches the network namespace of the calling thread. Open it before the first listing, so
+    /// that nothing is missed in between.
+    ///
+    /// # Errors
+    /// As [`Socket::open`].
+    pub fn open() -> Result<Self> {
+        let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+        let socket = Socket::open(Protocol::Route, groups.cast_unsigned())?;
+        Ok(Self { socket, buffer: vec![0; RECEIVE_BUFFER] })
+    }
+
+    /// Whether anything changed since the last call. Takes all waiting notifications.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the socket fails.
+    pub fn changed(&mut self) -> Result<bool> {
+        let mut changed = false;
+        loop {
+            match self.socket.recv(&mut self.buffer) {
+                Ok(Some(_)) | Err(Error::Overrun { .. }) => changed = true,
+                Ok(None) => return Ok(changed),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Blocks until something changes. `false` when `timeout` passed first.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the socket fails.
+    pub fn wait(&mut self, timeout: Duration) -> Result<bool> {
+        self.socket.wait(timeout)?;
+        self.changed()
+    }
+}
+
+impl AsFd for AddressMonitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for AddressMonitor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}

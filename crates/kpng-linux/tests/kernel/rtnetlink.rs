@@ -1,0 +1,210 @@
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use expect_test::expect;
+use kpng_linux::namespace::NetNs;
+use kpng_linux::rtnetlink::{AddressMonitor, Family, Route, Rtnetlink};
+use kpng_linux::{Error, sysctl};
+use rustix::io::Errno;
+
+use crate::{in_namespace, namespace, output};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn loopback_up(rtnetlink: &mut Rtnetlink) {
+    let index = rtnetlink_index(rtnetlink, "lo");
+    rtnetlink.set_up(index).unwrap();
+}
+
+fn rtnetlink_index(rtnetlink: &mut Rtnetlink, name: &str) -> u32 {
+    rtnetlink.link(name).unwrap().index
+}
+
+#[test]
+fn links_are_created_changed_and_removed() {
+    in_namespace(|| {
+        let peer_namespace = NetNs::new().unwrap();
+        let mut links = Rtnetlink::open().unwrap();
+        links.add_veth("a0", "b0", &peer_namespace).unwrap();
+        links.add_bridge("br0").unwrap();
+        let (veth, bridge) =
+            (rtnetlink_index(&mut links, "a0"), rtnetlink_index(&mut links, "br0"));
+        links.set_up(veth).unwrap();
+        links.set_mtu(veth, 1400).unwrap();
+        links.set_master(veth, Some(bridge)).unwrap();
+        let link = links.link("a0").unwrap();
+        assert!(link.is_up() && !link.is_loopback());
+        assert_eq!(
+            (link.mtu, link.master, link.kind.as_deref()),
+            (1400, Some(bridge), Some("veth"))
+        );
+        let shown = output(&["ip", "-o", "link", "show", "dev", "a0"]);
+        assert!(shown.contains("mtu 1400") && shown.contains("master br0"), "{shown}");
+        let peer = peer_namespace.run(|| Rtnetlink::open().unwrap().link("b0").unwrap()).unwrap();
+        assert_eq!(peer.kind.as_deref(), Some("veth"));
+
+        links.set_down(veth).unwrap();
+        links.set_master(veth, None).unwrap();
+        links.rename(veth, "a1").unwrap();
+        let link = links.link("a1").unwrap();
+        assert_eq!((link.is_up(), link.master, link.index), (false, None, veth));
+        assert!(matches!(links.link("a0"), Err(Error::NoLink { .. })));
+        assert_eq!(links.add_bridge("a1").unwrap_err().errno(), Some(Errno::EXIST));
+
+        links.delete_link(veth).unwrap();
+        let names: Vec<_> = links.links().unwrap().into_iter().map(|link| link.name).collect();
+        assert_eq!(names, ["lo", "br0"]);
+    });
+}
+
+#[test]
+fn addresses_of_both_families_are_listed_as_ip_shows_them() {
+    in_namespace(|| {
+        let mut rtnetlink = Rtnetlink::open().unwrap();
+        loopback_up(&mut rtnetlink);
+        rtnetlink.add_bridge("br0").unwrap();
+        let bridge = rtnetlink_index(&mut rtnetlink, "br0");
+        rtnetlink.add_address(bridge, ip("192.0.2.1"), 24).unwrap();
+        rtnetlink.add_address(bridge, ip("192.0.2.2"), 24).unwrap();
+        rtnetlink.add_address(bridge, ip("2001:db8::1"), 64).unwrap();
+        output(&["ip", "addr", "add", "10.9.0.1", "peer", "10.9.0.2/32", "dev", "br0"]);
+        let again = rtnetlink.add_address(bridge, ip("192.0.2.2"), 24).unwrap_err();
+        assert_eq!(again.errno(), Some(Errno::EXIST));
+        let list = |rtnetlink: &mut Rtnetlink| {
+            let addresses = rtnetlink.addresses().unwrap();
+            let line = |a: &kpng_linux::rtnetlink::InterfaceAddress| {
+                let (global, usable) = (a.is_global(), a.is_usable());
+                let text = format!("{} {}/{}", a.name, a.address, a.prefix_len);
+                format!("{text} global={global} usable={usable}\n")
+            };
+            let mut lines: Vec<_> = addresses.iter().map(line).collect();
+            lines.sort();
+            lines.concat()
+        };
+        expect![[r#"
+            br0 10.9.0.1/32 global=true usable=true
+            br0 192.0.2.1/24 global=true usable=true
+            br0 192.0.2.2/24 global=true usable=true
+            br0 2001:db8::1/64 global=true usable=true
+            lo 127.0.0.1/8 global=false usable=true
+            lo ::1/128 global=false usable=true
+        "#]]
+        .assert_eq(&list(&mut rtnetlink));
+        rtnetlink.delete_address(bridge, ip("192.0.2.2"), 24).unwrap();
+        rtnetlink.delete_address(bridge, ip("2001:db8::1"), 64).unwrap();
+        let list = list(&mut rtnetlink);
+        assert!(!list.contains("192.0.2.2") && !list.contains("2001:db8"), "{list}");
+    });
+}
+
+#[test]
+fn the_monitor_tells_of_links_and_addresses_and_only_then() {
+    in_namespace(|| {
+        let mut rtnetlink = Rtnetlink::open().unwrap();
+        let mut monitor = AddressMonitor::open().unwrap();
+        assert!(!monitor.wait(Duration::from_millis(20)).unwrap());
+        rtnetlink.add_bridge("br0").unwrap();
+        assert!(monitor.wait(Duration::from_secs(5)).unwrap());
+        assert!(!monitor.changed().unwrap());
+        let bridge = rtnetlink_index(&mut rtnetlink, "br0");
+        for address in ["192.0.2.1", "2001:db8::1"] {
+            rtnetlink.add_address(bridge, ip(address), 32).unwrap();
+            assert!(monitor.wait(Duration::from_secs(5)).unwrap(), "{address}");
+            assert!(!monitor.changed().unwrap());
+        }
+    });
+}
+
+#[test]
+fn an_overrun_of_notifications_counts_as_a_change() {
+    in_namespace(|| {
+        let mut rtnetlink = Rtnetlink::open().unwrap();
+        let mut monitor = AddressMonitor::open().unwrap();
+        rustix::net::sockopt::set_socket_recv_buffer_size(&monitor, 0).unwrap();
+        for number in 0..64 {
+            rtnetlink.add_bridge(&format!("br{number}")).unwrap();
+        }
+        assert!(monitor.changed().unwrap());
+        assert!(!monitor.changed().unwrap());
+    });
+}
+
+#[test]
+fn the_primary_address_is_that_of_the_default_route() {
+    in_namespace(|| {
+        let mut rtnetlink = Rtnetlink::open().unwrap();
+        loopback_up(&mut rtnetlink);
+        for family in [Family::V4, Family::V6] {
+            assert_eq!(rtnetlink.primary_address(family).unwrap(), None);
+        }
+        for (name, v4, v6) in [("br0", "10.1.0.1", "fd01::1"), ("br1", "10.2.0.1", "fd02::1")] {
+            rtnetlink.add_bridge(name).unwrap();
+            let index = rtnetlink_index(&mut rtnetlink, name);
+            rtnetlink.set_up(index).unwrap();
+            rtnetlink.add_address(index, ip(v4), 24).unwrap();
+            rtnetlink.add_address(index, ip(v6), 64).unwrap();
+        }
+        // No default route: the first address.
+        assert_eq!(rtnetlink.primary_address(Family::V4).unwrap(), Some(ip("10.1.0.1")));
+        assert_eq!(rtnetlink.primary_address(Family::V6).unwrap(), Some(ip("fd01::1")));
+        let default = |destination: &str, gateway: &str| Route {
+            destination: (ip(destination), 0),
+            gateway: Some(ip(gateway)),
+            interface: None,
+            source: None,
+            on_link: false,
+        };
+        let (v4, v6) = (default("0.0.0.0", "10.2.0.254"), default("::", "fd02::ff"));
+        rtnetlink.add_route(&v4).unwrap();
+        rtnetlink.add_route(&v6).unwrap();
+        assert_eq!(rtnetlink.primary_address(Family::V4).unwrap(), Some(ip("10.2.0.1")));
+        assert_eq!(rtnetlink.primary_address(Family::V6).unwrap(), Some(ip("fd02::1")));
+        rtnetlink.delete_route(&v4).unwrap();
+        assert_eq!(rtnetlink.primary_address(Family::V4).unwrap(), Some(ip("10.1.0.1")));
+    });
+}
+
+#[test]
+fn two_namespaces_talk_over_a_routed_veth() {
+    let Some(left) = namespace() else { return };
+    let right = NetNs::new().unwrap();
+    left.run(|| {
+        let mut rtnetlink = Rtnetlink::open().unwrap();
+        rtnetlink.add_veth("v0", "v1", &right).unwrap();
+        configure(&mut rtnetlink, "v0", ["192.0.2.1", "2001:db8::1"], ["10.8.0.1", "fd08::1"]);
+    })
+    .unwrap();
+    let listener = right.run(|| {
+        let mut rtnetlink = Rtnetlink::open().unwrap();
+        configure(&mut rtnetlink, "v1", ["10.8.0.1", "fd08::1"], ["192.0.2.1", "2001:db8::1"]);
+        TcpListener::bind("[::]:7000").unwrap()
+    });
+    for (from, to) in [("192.0.2.1", "10.8.0.1:7000"), ("2001:db8::1", "[fd08::1]:7000")] {
+        let to = to.parse().unwrap();
+        let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+        let _stream = left.run(connect).unwrap();
+        let (_stream, peer) = listener.as_ref().unwrap().accept().unwrap();
+        assert_eq!(peer.ip().to_canonical(), ip(from));
+    }
+}
+
+/// Gives `link` two single addresses, and routes to two others.
+fn configure(rtnetlink: &mut Rtnetlink, link: &str, addresses: [&str; 2], others: [&str; 2]) {
+    let index = rtnetlink_index(rtnetlink, link);
+    sysctl::set(&format!("net/ipv6/conf/{link}/accept_dad"), "0").unwrap();
+    rtnetlink.set_up(index).unwrap();
+    for (address, other) in addresses.map(ip).into_iter().zip(others.map(ip)) {
+        let whole = if address.is_ipv4() { 32 } else { 128 };
+        rtnetlink.add_address(index, address, whole).unwrap();
+        let route = Route {
+            destination: (other, whole),
+            gateway: None,
+            interface: Some(index),
+            source: Some(address),
+            on_link: false,
+        };
+        rtnetlink.add_route(&route).unwrap();
+    }
+}
