@@ -19,6 +19,16 @@ pub trait Backend: Send {
     fn sync(&mut self, plan: &Plan, changed: Option<&[NamespacedName]>)
     -> Result<(), BackendError>;
 
+    /// Whether somebody else changed what this backend installed, or may have, since the last
+    /// successful `sync`. Asked every second, so it costs next to nothing; the answer yes makes the
+    /// pipeline call `sync` with `None`.
+    ///
+    /// # Errors
+    /// When it cannot be known any more.
+    fn disturbed(&mut self) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+
     /// Removes everything that this backend ever installed, also by an earlier process. Goes on
     /// after a failure.
     ///

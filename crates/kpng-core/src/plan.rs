@@ -33,7 +33,7 @@ pub struct NodeFacts {
     pub primary_ips: Vec<IpAddr>,
     /// The addresses of this node on which node ports are served.
     pub node_port_addresses: BTreeSet<IpAddr>,
-    /// Node ports are also served on 127.0.0.1 (TCP and UDP; the kernel cannot route ::1).
+    /// Node ports are also served on 127.0.0.1, for this node itself (the kernel cannot route ::1).
     pub localhost_node_ports: bool,
     /// Everything that goes to a cluster IP is masqueraded.
     pub masquerade_all: bool,
@@ -92,6 +92,8 @@ pub struct ServicePlan {
     pub cluster_ips: Vec<IpAddr>,
     /// What load balancers ask this node about it.
     pub health_check: Option<HealthCheck>,
+    /// An endpoint of it runs on this node: it comes early when much is to be written.
+    pub has_local_endpoint: bool,
     /// `creationTimestamp`, for the choice between claimants of one frontend.
     pub created: Option<i64>,
     /// What is wrong with the Service, for people.
@@ -289,6 +291,7 @@ pub fn plan_service(local: &LocalService, facts: &NodeFacts) -> ServicePlan {
         cluster_ips: service.cluster_ips.clone(),
         created: service.created,
         health_check: health_check(local),
+        has_local_endpoint: local.endpoints.iter().any(|endpoint| endpoint.local),
         ..ServicePlan::default()
     };
     for (index, port) in service.ports.iter().enumerate() {

@@ -7,6 +7,7 @@ pub mod conntrack;
 pub mod error;
 pub mod namespace;
 pub mod netlink;
+pub mod nft;
 pub mod rtnetlink;
 pub mod sysctl;
 

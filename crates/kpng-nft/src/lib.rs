@@ -1,1 +1,373 @@
-//! Placeholder.
+//! The nftables backend: makes the kernel do what a plan says, by nf_tables over netlink.
+//!
+//! ```text
+//! Plan ──▶ render (pure: wanted objects of one service) ──▶ state (what differs) ──▶ one transaction
+//! ```
+//!
+//! What grows with the cluster is elements of a constant number of maps, never chains or rules: a
+//! frontend's element holds the number of its [class](class), a class has a chain that ends in
+//! `dnat to FRONTEND . numgen random mod N map @endpoints`. Changing one endpoint changes a few
+//! elements. The README of this crate explains the packet's path and what others may rely on.
+//!
+//! ```no_run
+//! use kpng_core::{Backend, Plan};
+//! use kpng_nft::{Config, Nft};
+//!
+//! let mut nft = Nft::open(Config::default())?;
+//! nft.sync(&Plan::default(), None)?;
+//! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+//! ```
+
+mod class;
+mod dry_run;
+mod foreign;
+pub mod names;
+mod order;
+mod render;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kpng_core::backend::{Backend, BackendError};
+use kpng_core::model::{Family, NamespacedName};
+use kpng_core::plan::{NodeFacts, Plan, ServicePlan, Target};
+use kpng_linux::nft::{Batch, FoundTable, Monitor, Nftables};
+
+pub use dry_run::ruleset_text;
+pub use foreign::remove_kube_proxy;
+
+use names::Set;
+use state::{TableState, Unclaimed, Written};
+
+/// How many elements one transaction changes at most, on the way to a full state: what is important
+/// works before the rest is written.
+const ELEMENTS_PER_TRANSACTION: usize = 20_000;
+
+/// From how many changed services on it is cheaper not to listen to the kernel's report of each.
+const QUIET_CHANGES: usize = 500;
+
+/// How long an emptied chain waits for its deletion.
+const CHAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// How the data path is built, beside what the plan says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Which bit of the packet mark means "to be masqueraded" (0 to 31). It is cleared before the
+    /// packet leaves; other bits are not touched.
+    pub masquerade_bit: u8,
+    /// Let packets pass that fit no connection, as asymmetric routes make them.
+    pub conntrack_be_liberal: bool,
+}
+
+impl Default for Config {
+    /// kube-proxy's defaults: bit 14, invalid packets are dropped.
+    fn default() -> Self {
+        Self { masquerade_bit: 14, conntrack_be_liberal: false }
+    }
+}
+
+impl Config {
+    fn mark(&self) -> u32 {
+        1 << (self.masquerade_bit & 31)
+    }
+}
+
+/// What can go wrong. Every error of the kernel names the object.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] kpng_linux::Error),
+}
+
+/// The backend.
+#[derive(Debug)]
+pub struct Nft {
+    config: Config,
+    nft: Nftables,
+    monitor: Option<Monitor>,
+    written: Option<Whole>,
+    /// Chains to delete, in which table and since when they are empty.
+    stale: Vec<(Instant, Family, String)>,
+}
+
+/// Everything that was written.
+#[derive(Debug)]
+struct Whole {
+    facts: Arc<NodeFacts>,
+    services: HashMap<NamespacedName, Written>,
+    tables: BTreeMap<Family, TableState>,
+}
+
+impl Nft {
+    /// Connects to nf_tables of the network namespace of the calling thread. Changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel has no nf_tables, or the process may not use it.
+    pub fn open(config: Config) -> Result<Self, Error> {
+        let mut nft = Nftables::open()?;
+        nft.tables(kpng_linux::nft::TableFamily::Ip)?;
+        Ok(Self { config, nft, monitor: None, written: None, stale: Vec::new() })
+    }
+
+    fn sync_changed(&mut self, plan: &Plan, changed: &[NamespacedName]) -> Result<(), Error> {
+        // A state that is half written is taken for unknown: it is put back when all is well.
+        let Some(mut whole) = self.written.take() else { return self.sync_all(plan) };
+        if changed.len() >= QUIET_CHANGES {
+            self.monitor = None;
+        }
+        let mut batch = Batch::default();
+        self.delete_stale_chains(&whole, &mut batch);
+        if whole.facts != *plan.facts() {
+            whole.facts = Arc::clone(plan.facts());
+            whole.write_skeletons(&self.config, &mut batch);
+        }
+        for key in changed {
+            let new = plan.service(key);
+            let before = whole.services.get(key).map(Written::order);
+            let new = new.map(|plan| {
+                let before = |pool| match &before {
+                    Some(order) => matching_order(&whole.services[key].plan, order, plan, pool),
+                    None => Vec::new(),
+                };
+                written(plan, before)
+            });
+            whole.write_service(&mut batch, key, new, &mut self.stale);
+            if whole.pending() >= ELEMENTS_PER_TRANSACTION {
+                whole.flush(&mut batch);
+                self.nft.commit(std::mem::take(&mut batch))?;
+            }
+        }
+        whole.flush(&mut batch);
+        self.nft.commit(batch)?;
+        self.written = Some(whole);
+        self.watch()
+    }
+
+    fn sync_all(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.written = None;
+        self.stale.clear();
+        let mut batch = Batch::default();
+        let facts = Arc::clone(plan.facts());
+        let mut whole = Whole { facts, services: HashMap::new(), tables: BTreeMap::new() };
+        for family in Family::ALL {
+            let table = self.adopt(family, &mut batch)?;
+            whole.tables.insert(family, table);
+        }
+        whole.write_skeletons(&self.config, &mut batch);
+        for (key, service) in by_importance(plan) {
+            let mut order = vec![Vec::new(); service.pools.len()];
+            for table in whole.tables.values() {
+                table.found_order(service, &mut order);
+            }
+            let new = written(service, |pool| std::mem::take(&mut order[pool]));
+            whole.write_service(&mut batch, key, Some(new), &mut self.stale);
+            if whole.pending() >= ELEMENTS_PER_TRANSACTION {
+                whole.flush(&mut batch);
+                self.nft.commit(std::mem::take(&mut batch))?;
+            }
+        }
+        for (family, table) in &mut whole.tables {
+            let mut stale = Vec::new();
+            table.remove_unclaimed(&mut batch, &mut stale);
+            self.stale.extend(stale.into_iter().map(|chain| (Instant::now(), *family, chain)));
+        }
+        whole.flush(&mut batch);
+        self.nft.commit(batch)?;
+        self.written = Some(whole);
+        self.watch()
+    }
+
+    /// Takes over the table that is there, if it has the shape that we give tables; else replaces
+    /// it in the coming transaction.
+    fn adopt(&mut self, family: Family, batch: &mut Batch) -> Result<TableState, Error> {
+        let table = names::table(family);
+        let mark = self.config.mark();
+        let found = self.nft.read_table(&table)?;
+        let Some(found) = found else {
+            let state = TableState::new(family, mark, Unclaimed::default());
+            state.create(batch);
+            return Ok(state);
+        };
+        if !has_our_shape(family, &found) {
+            batch.delete_table(&table);
+            let state = TableState::new(family, mark, Unclaimed::default());
+            state.create(batch);
+            return Ok(state);
+        }
+        // Whoever changes the table from now on is noticed.
+        if self.monitor.is_none() {
+            self.monitor = Some(Monitor::open(&self.nft, [names::TABLE.to_owned()])?);
+        }
+        let mut unclaimed = Unclaimed::default();
+        for (name, chain) in found.chains {
+            // A rule of somebody else's has no fingerprint: 0 is that of no rule.
+            let fingerprints = chain.rules.iter().map(|rule| rule.fingerprint.unwrap_or(0));
+            unclaimed.chains.insert(name, fingerprints.collect());
+        }
+        for set in Set::ALL.into_iter().filter(|set| *set != Set::Affinity) {
+            for element in self.nft.elements(&table, &set.def())? {
+                unclaimed.elements.insert((set, element.key), element);
+            }
+        }
+        Ok(TableState::new(family, mark, unclaimed))
+    }
+
+    /// Listens to the kernel's notifications, unless it does already.
+    fn watch(&mut self) -> Result<(), Error> {
+        if self.monitor.is_none() {
+            self.monitor = Some(Monitor::open(&self.nft, [names::TABLE.to_owned()])?);
+            for family in Family::ALL {
+                let table = names::table(family);
+                if !self.nft.tables(table.family)?.contains(&table.name) {
+                    self.written = None; // deleted before we listened
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn delete_stale_chains(&mut self, whole: &Whole, batch: &mut Batch) {
+        let in_use = |family: &Family, name: &str| whole.tables[family].uses_chain(name);
+        self.stale.retain(|(since, family, name)| {
+            if in_use(family, name) {
+                return false;
+            }
+            let ripe = since.elapsed() >= CHAIN_GRACE;
+            if ripe {
+                batch.delete_chain(&names::table(*family), name);
+            }
+            !ripe
+        });
+    }
+}
+
+impl Backend for Nft {
+    fn sync(
+        &mut self,
+        plan: &Plan,
+        changed: Option<&[NamespacedName]>,
+    ) -> Result<(), BackendError> {
+        match changed {
+            Some(changed) => self.sync_changed(plan, changed)?,
+            None => self.sync_all(plan)?,
+        }
+        Ok(())
+    }
+
+    fn disturbed(&mut self) -> Result<bool, BackendError> {
+        let Some(monitor) = &mut self.monitor else { return Ok(false) };
+        Ok(monitor.disturbed()? || self.written.is_none())
+    }
+
+    fn cleanup(&mut self) -> Result<(), BackendError> {
+        self.monitor = None;
+        self.written = None;
+        self.stale.clear();
+        let mut batch = Batch::default();
+        for family in Family::ALL {
+            let table = names::table(family);
+            if self.nft.tables(table.family)?.contains(&table.name) {
+                batch.delete_table(&table);
+            }
+        }
+        Ok(self.nft.commit(batch)?)
+    }
+}
+
+impl Whole {
+    fn pending(&self) -> usize {
+        self.tables.values().map(TableState::pending).sum()
+    }
+
+    fn flush(&mut self, batch: &mut Batch) {
+        for table in self.tables.values_mut() {
+            table.flush(batch);
+        }
+    }
+
+    fn write_skeletons(&mut self, config: &Config, batch: &mut Batch) {
+        for (family, table) in &mut self.tables {
+            let skeleton = render::skeleton(*family, &self.facts, config);
+            table.write_skeleton(batch, skeleton, &self.facts);
+        }
+    }
+
+    fn write_service(
+        &mut self,
+        batch: &mut Batch,
+        key: &NamespacedName,
+        new: Option<Written>,
+        stale: &mut Vec<(Instant, Family, String)>,
+    ) {
+        let old = self.services.get(key);
+        for (family, table) in &mut self.tables {
+            let mut retired = Vec::new();
+            table.write_service(batch, key, old, new.as_ref(), &self.facts, &mut retired);
+            stale.extend(retired.into_iter().map(|chain| (Instant::now(), *family, chain)));
+        }
+        match new {
+            Some(new) => self.services.insert(key.clone(), new),
+            None => self.services.remove(key),
+        };
+    }
+}
+
+/// A service to be written, its endpoints numbered as near as can be to how they were before.
+fn written(plan: &Arc<ServicePlan>, mut before: impl FnMut(usize) -> Vec<Target>) -> Written {
+    let pools = plan.pools.iter().enumerate();
+    let order = pools.map(|(index, pool)| order::renumber(&before(index), pool)).collect();
+    Written::new(Arc::clone(plan), order)
+}
+
+/// The order before of the pool of `new` with this index: that of the pool with the same place
+/// among those of its service port and family.
+fn matching_order(
+    old: &ServicePlan,
+    order: &[Vec<Target>],
+    new: &ServicePlan,
+    index: usize,
+) -> Vec<Target> {
+    let pool = &new.pools[index];
+    let place = |other: &kpng_core::plan::Pool| {
+        (other.service_port, other.family) == (pool.service_port, pool.family)
+    };
+    let rank = new.pools[..index].iter().filter(|other| place(other)).count();
+    let matching = old.pools.iter().zip(order).filter(|(other, _)| place(other));
+    matching.map(|(_, order)| order.clone()).nth(rank).unwrap_or_default()
+}
+
+/// All services: cluster DNS and the API server first, then those with endpoints on this node.
+fn by_importance(plan: &Plan) -> Vec<(&NamespacedName, &Arc<ServicePlan>)> {
+    let rank = |(key, service): &(&NamespacedName, &Arc<ServicePlan>)| {
+        let system =
+            &*key.namespace == "kube-system" && service.ports.iter().any(|port| port.port == 53);
+        let api_server = (&*key.namespace, &*key.name) == ("default", "kubernetes");
+        match (system || api_server, service.has_local_endpoint) {
+            (true, _) => 0,
+            (false, true) => 1,
+            (false, false) => 2,
+        }
+    };
+    let mut services: Vec<_> = plan.services().iter().collect();
+    services.sort_by_key(rank);
+    services
+}
+
+fn has_our_shape(family: Family, found: &FoundTable) -> bool {
+    let table = names::table(family);
+    let fits = |set: Set| {
+        found.sets.get(set.name()).is_some_and(|found| found.fits(table.family, &set.def()))
+    };
+    let skeleton = render::skeleton(family, &NodeFacts::default(), &Config::default());
+    let same_hook = |chain: &kpng_linux::nft::Chain| match found.chains.get(&chain.name) {
+        Some(found) => found.hook == chain.hook.map(|hook| hook.position()),
+        None => true,
+    };
+    Set::ALL.into_iter().all(fits) && skeleton.chains.iter().all(|(chain, _)| same_hook(chain))
+}

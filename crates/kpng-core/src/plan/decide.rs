@@ -78,8 +78,7 @@ impl NodeFacts {
     /// Node ports are served at `address`, for this protocol and a packet of this origin.
     fn serves_node_ports_at(&self, packet: &Packet<'_>) -> bool {
         if packet.destination == LOCALHOST {
-            let possible = packet.protocol != Protocol::Sctp && packet.interface.is_none();
-            return self.localhost_node_ports && possible;
+            return self.localhost_node_ports && packet.interface.is_none();
         }
         self.node_port_addresses.contains(&packet.destination)
     }

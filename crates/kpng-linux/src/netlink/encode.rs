@@ -177,7 +177,7 @@ impl MessageBuf {
     }
 
     /// Adds flags to, and removes flags from, the header of the last message.
-    pub(super) fn change_flags(&mut self, add: u16, remove: u16) {
+    pub(crate) fn change_flags(&mut self, add: u16, remove: u16) {
         let at = self.current + 6;
         let flags = u16::from_ne_bytes([self.bytes[at], self.bytes[at + 1]]);
         self.bytes[at..at + 2].copy_from_slice(&((flags & !remove) | add).to_ne_bytes());

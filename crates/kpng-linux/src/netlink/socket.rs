@@ -73,6 +73,17 @@ impl Socket {
         Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
     }
 
+    /// The port id that the kernel gave this socket: notifications carry that of their cause.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the kernel does not tell.
+    pub fn port(&self) -> Result<u32> {
+        let what = "read the address of a netlink socket";
+        let address = net::getsockname(&self.fd).map_err(|errno| Error::kernel(what, errno))?;
+        let address = SocketAddrNetlink::try_from(address);
+        address.map(|address| address.pid()).map_err(|errno| Error::kernel(what, errno))
+    }
+
     /// Sends one message and waits for its ACK. `what` completes "cannot …" in errors.
     ///
     /// # Errors

@@ -1,0 +1,279 @@
+//! A ruleset as text that `nft -f` reads and people do too.
+//!
+//! nft's own parser has no `KEY map @MAP vmap @VERDICTS`, so the two maps of a
+//! [`Statement::Dispatch`] become one verdict map of the same content here.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::Bytes;
+use super::model::{
+    Chain, Connection, Data, Element, Field, Rule, SetDef, Statement, Table, TableFamily, Value,
+    Verdict,
+};
+
+/// Everything in a table.
+#[derive(Clone, Debug)]
+pub struct Ruleset {
+    /// The table.
+    pub table: Table,
+    /// Sets and maps with their elements.
+    pub sets: Vec<(SetDef, Vec<Element>)>,
+    /// Chains with their rules.
+    pub chains: Vec<(Chain, Vec<Rule>)>,
+}
+
+/// The text of a table. Loading it replaces the table of the same name.
+pub fn render(ruleset: &Ruleset) -> String {
+    let mut out = String::new();
+    Renderer { ruleset, family: ruleset.table.family, out: &mut out }
+        .table()
+        .expect("writing to a string cannot fail");
+    out
+}
+
+struct Renderer<'a> {
+    ruleset: &'a Ruleset,
+    family: TableFamily,
+    out: &'a mut String,
+}
+
+impl Renderer<'_> {
+    fn table(&mut self) -> std::fmt::Result {
+        let ruleset = self.ruleset;
+        let (family, name) = (self.family.name(), &ruleset.table.name);
+        // Declared first so that the deletion cannot fail.
+        writeln!(self.out, "table {family} {name}\ndelete table {family} {name}")?;
+        writeln!(self.out, "table {family} {name} {{")?;
+        let folded = self.folded_sets();
+        for (set, elements) in &ruleset.sets {
+            if !folded.values().any(|(map, verdicts)| *map == set.name || *verdicts == set.name) {
+                self.set(set.name, set, elements)?;
+            }
+        }
+        for (name, (map, verdicts)) in &folded {
+            self.folded_set(name, map, verdicts)?;
+        }
+        for (chain, rules) in &ruleset.chains {
+            self.chain(chain, rules)?;
+        }
+        writeln!(self.out, "}}")
+    }
+
+    /// The verdict maps that take the place of pairs of maps, by name.
+    fn folded_sets(&self) -> BTreeMap<String, (&'static str, &'static str)> {
+        let statements = self.ruleset.chains.iter().flat_map(|(_, rules)| rules);
+        let mut folded = BTreeMap::new();
+        for statement in statements.flat_map(|rule| &rule.statements) {
+            if let Statement::Dispatch { map, verdicts, .. } = statement {
+                folded.insert(folded_name(map, verdicts), (*map, *verdicts));
+            }
+        }
+        folded
+    }
+
+    fn find_set(&self, name: &str) -> Option<&(SetDef, Vec<Element>)> {
+        self.ruleset.sets.iter().find(|(set, _)| set.name == name)
+    }
+
+    fn folded_set(&mut self, name: &str, map: &str, verdicts: &str) -> std::fmt::Result {
+        let (Some((map, keys)), Some((_, verdicts))) = (self.find_set(map), self.find_set(verdicts))
+        else {
+            return Ok(());
+        };
+        let verdict = |number: &Bytes| {
+            verdicts.iter().find(|element| element.key == *number).map(|element| &element.value)
+        };
+        let fold = |element: &Element| match &element.value {
+            Value::Data(number) => {
+                verdict(number).map(|value| Element { value: value.clone(), ..element.clone() })
+            }
+            _ => None,
+        };
+        let elements: Vec<_> = keys.iter().filter_map(fold).collect();
+        let map = SetDef { data: Data::Verdict, ..map.clone() };
+        self.set(name, &map, &elements)
+    }
+
+    fn set(&mut self, name: &str, set: &SetDef, elements: &[Element]) -> std::fmt::Result {
+        let kind = if set.data == Data::None { "set" } else { "map" };
+        let key = self.key(&declared(&set.key));
+        write!(self.out, "\t{kind} {name} {{\n\t\ttypeof {key}")?;
+        match &set.data {
+            Data::None => {}
+            Data::Fields(fields) => write!(self.out, " : {}", self.key(fields))?,
+            Data::Verdict => write!(self.out, " : verdict")?,
+        }
+        writeln!(self.out)?;
+        if let Some(size) = set.dynamic {
+            writeln!(self.out, "\t\tsize {size}\n\t\tflags dynamic,timeout")?;
+        }
+        if set.interval {
+            writeln!(self.out, "\t\tflags interval")?;
+        }
+        if !set.comment.is_empty() {
+            writeln!(self.out, "\t\tcomment \"{}\"", set.comment)?;
+        }
+        if !elements.is_empty() {
+            write!(self.out, "\t\telements = {{ ")?;
+            for (index, element) in elements.iter().enumerate() {
+                let separator = if index == 0 { "" } else { ",\n\t\t             " };
+                let text = self.element(set, element);
+                write!(self.out, "{separator}{text}")?;
+            }
+            writeln!(self.out, " }}")?;
+        }
+        writeln!(self.out, "\t}}\n")
+    }
+
+    fn element(&self, set: &SetDef, element: &Element) -> String {
+        let mut text = self.values(&set.key, &element.key, element.last.as_ref());
+        match (&element.value, &set.data) {
+            (Value::Data(data), Data::Fields(fields)) => {
+                text = format!("{text} : {}", self.values(fields, data, None));
+            }
+            (Value::Verdict(verdict), _) => text = format!("{text} : {}", verdict_text(verdict)),
+            _ => {}
+        }
+        text
+    }
+
+    /// The parts of a key, each as nft writes it; ranges as `first-last` where they differ.
+    fn values(&self, fields: &[Field], first: &Bytes, last: Option<&Bytes>) -> String {
+        let mut at = 0;
+        let mut parts = Vec::with_capacity(fields.len());
+        for field in fields {
+            let length = field.len(self.family) as usize;
+            let of = |bytes: &Bytes| value(*field, bytes.as_slice().get(at..at + length));
+            let mut part = of(first);
+            if let Some(last) = last.map(of).filter(|last| *last != part) {
+                part = format!("{part}-{last}");
+            }
+            parts.push(part);
+            at += length.next_multiple_of(4);
+        }
+        parts.join(" . ")
+    }
+
+    fn chain(&mut self, chain: &Chain, rules: &[Rule]) -> std::fmt::Result {
+        writeln!(self.out, "\tchain {} {{", chain.name)?;
+        if let Some(hook) = chain.hook {
+            let (kind, point, priority) = (hook.kind.name(), hook.point.name(), hook.priority);
+            writeln!(self.out, "\t\ttype {kind} hook {point} priority {priority}; policy accept;")?;
+        }
+        for rule in rules {
+            let statements: Vec<_> = rule.statements.iter().map(|s| self.statement(s)).collect();
+            writeln!(self.out, "\t\t{}", statements.join(" "))?;
+        }
+        writeln!(self.out, "\t}}\n")
+    }
+
+    fn statement(&self, statement: &Statement) -> String {
+        let family = self.family.name();
+        match statement {
+            Statement::Connection(Connection::New) => "ct state new".to_owned(),
+            Statement::Connection(Connection::Invalid) => "ct state invalid".to_owned(),
+            Statement::Connection(Connection::Dnat) => "ct status dnat".to_owned(),
+            Statement::InSet { key, set, negate } => {
+                format!("{}{} @{set}", self.key(key), if *negate { " !=" } else { "" })
+            }
+            Statement::L4Proto(number) => format!("meta l4proto {}", protocol(*number)),
+            Statement::DaddrIs(address) => format!("{family} daddr {address}"),
+            Statement::DaddrInLoopbackNet => format!("{family} daddr 127.0.0.0/8"),
+            Statement::NotFromLoopback => "iif != \"lo\"".to_owned(),
+            Statement::Iifname { name, prefix } => {
+                format!("iifname \"{name}{}\"", if *prefix { "*" } else { "" })
+            }
+            Statement::SourceIsLocal => "fib saddr type local".to_owned(),
+            Statement::OnceIn(modulus) => format!("numgen random mod {modulus} 0"),
+            Statement::MarkHas(bit) => format!("meta mark & {bit:#x} == {bit:#x}"),
+            Statement::SetMark(bit) => format!("meta mark set meta mark | {bit:#x}"),
+            Statement::ClearMark(bit) => format!("meta mark set meta mark & {:#x}", !bit),
+            Statement::Dispatch { key, map, verdicts } => {
+                format!("{} vmap @{}", self.key(key), folded_name(map, verdicts))
+            }
+            Statement::Update { set, key, timeout } => {
+                format!("update @{set} {{ {} timeout {}s }}", self.key(key), timeout.as_secs())
+            }
+            Statement::DnatMap { key, map } => {
+                format!("dnat {family} to {} map @{map}", self.key(key))
+            }
+            Statement::Dnat { address: IpAddr::V4(address), port } => {
+                format!("dnat {family} to {address}:{port}")
+            }
+            Statement::Dnat { address: IpAddr::V6(address), port } => {
+                format!("dnat {family} to [{address}]:{port}")
+            }
+            Statement::Masquerade => "masquerade fully-random".to_owned(),
+            Statement::RejectWithReset => "reject with tcp reset".to_owned(),
+            Statement::Reject => "reject".to_owned(),
+            Statement::Verdict(verdict) => verdict_text(verdict),
+        }
+    }
+
+    fn key(&self, fields: &[Field]) -> String {
+        let family = self.family.name();
+        let parts: Vec<_> = fields
+            .iter()
+            .map(|field| match field {
+                Field::Saddr => format!("{family} saddr"),
+                Field::Daddr => format!("{family} daddr"),
+                Field::L4Proto => "meta l4proto".to_owned(),
+                Field::Dport => "th dport".to_owned(),
+                Field::Mark => "meta mark".to_owned(),
+                Field::Random(modulus) => format!("numgen random mod {modulus}"),
+                Field::Constant(number) => format!("numgen random mod 1 offset {number}"),
+            })
+            .collect();
+        parts.join(" . ")
+    }
+}
+
+/// The fields as a declaration names them: for numbers only the type counts.
+fn declared(fields: &[Field]) -> Vec<Field> {
+    let declared = |field: &Field| match field {
+        Field::Random(_) | Field::Constant(_) => Field::Random(2),
+        other => *other,
+    };
+    fields.iter().map(declared).collect()
+}
+
+fn folded_name(map: &str, verdicts: &str) -> String {
+    format!("{map}-{verdicts}")
+}
+
+fn value(field: Field, bytes: Option<&[u8]>) -> String {
+    let number = |bytes: &[u8]| bytes.try_into().map(u32::from_ne_bytes).unwrap_or_default();
+    match (field, bytes) {
+        (_, None) => "?".to_owned(),
+        (Field::Saddr | Field::Daddr, Some(bytes)) => match <[u8; 4]>::try_from(bytes) {
+            Ok(v4) => Ipv4Addr::from(v4).to_string(),
+            Err(_) => <[u8; 16]>::try_from(bytes)
+                .map_or_else(|_| "?".to_owned(), |v6| Ipv6Addr::from(v6).to_string()),
+        },
+        (Field::L4Proto, Some(bytes)) => protocol(bytes[0]),
+        (Field::Dport, Some(bytes)) => u16::from_be_bytes([bytes[0], bytes[1]]).to_string(),
+        (Field::Mark, Some(bytes)) => format!("{:#x}", number(bytes)),
+        (Field::Random(_) | Field::Constant(_), Some(bytes)) => number(bytes).to_string(),
+    }
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        132 => "sctp".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn verdict_text(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Accept => "accept".to_owned(),
+        Verdict::Drop => "drop".to_owned(),
+        Verdict::Return => "return".to_owned(),
+        Verdict::Jump(chain) => format!("jump {chain}"),
+        Verdict::Goto(chain) => format!("goto {chain}"),
+    }
+}

@@ -1,0 +1,313 @@
+//! Classes: frontends that are treated alike, whatever their addresses and endpoints.
+//!
+//! A class is a [`Route`] in which pools are only known by their sizes (`numgen`'s modulus is a
+//! constant of the expression). There are few classes, so that is where chains and rules are; what
+//! grows with the cluster is elements. A class's number is derived from its name, so every process
+//! gives a class the same number.
+
+use std::fmt;
+
+use kpng_core::model::Family;
+use kpng_core::plan::{Action, At, Frontend, NodeFacts, PodDetection, Route};
+use kpng_linux::nft::{Bytes, Element, Field, Rule, Statement, Value, Verdict};
+
+use crate::names::{self, Set};
+
+/// A kind of treatment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Class {
+    at: Place,
+    /// Only permitted sources may come in.
+    guarded: bool,
+    pod: Step,
+    node: Step,
+    outside: Step,
+}
+
+/// Where frontends of a class are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Place {
+    Vip,
+    NodePort,
+}
+
+/// What a class does with packets of one origin.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Step {
+    Forward(Forward),
+    Reject,
+    Drop,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Forward {
+    list: List,
+    size: u32,
+    masquerade: bool,
+    /// The chain that looks for the endpoint that a client sticks to.
+    sticky: Option<String>,
+}
+
+/// Which list of endpoints of a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum List {
+    /// The list for everybody.
+    Main,
+    /// The list for packets from outside, where theirs is another one.
+    Outside,
+}
+
+impl List {
+    /// The map with this list of frontends at `place`.
+    pub(crate) fn set(self, place: Place) -> Set {
+        match (place, self) {
+            (Place::Vip, Self::Main) => Set::Endpoints,
+            (Place::Vip, Self::Outside) => Set::OutsideEndpoints,
+            (Place::NodePort, Self::Main) => Set::NodePortEndpoints,
+            (Place::NodePort, Self::Outside) => Set::OutsideNodePortEndpoints,
+        }
+    }
+}
+
+impl Place {
+    pub(crate) fn of(at: At) -> Self {
+        match at {
+            At::Vip(_) => Self::Vip,
+            At::NodePort(_) => Self::NodePort,
+        }
+    }
+
+    fn key(self) -> Vec<Field> {
+        match self {
+            Self::Vip => names::vip_key(),
+            Self::NodePort => names::node_port_key(),
+        }
+    }
+}
+
+/// Which list an action's pool is in: the pool for packets from outside has one of its own if there
+/// is another pool.
+pub(crate) fn list_of(route: &Route, action: Action) -> List {
+    let pool = |action| match action {
+        Action::Forward { pool, .. } => Some(pool),
+        _ => None,
+    };
+    let outside = pool(route.outside);
+    let others = [pool(route.pod), pool(route.node)];
+    let shared = others.into_iter().flatten().all(|other| Some(other) == outside);
+    if outside.is_some() && !shared && pool(action) == outside { List::Outside } else { List::Main }
+}
+
+impl Class {
+    /// The class of a frontend. `size` and `sticky` tell the size of a pool and the chain of its
+    /// affinity, if it has one.
+    pub(crate) fn of(
+        frontend: &Frontend,
+        size: impl Fn(kpng_core::plan::PoolId) -> u32,
+        sticky: impl Fn(kpng_core::plan::PoolId) -> Option<String>,
+    ) -> Self {
+        let step = |action| match action {
+            Action::Forward { pool, masquerade } => Step::Forward(Forward {
+                list: list_of(&frontend.route, action),
+                size: size(pool),
+                masquerade,
+                sticky: sticky(pool),
+            }),
+            Action::Reject => Step::Reject,
+            Action::Drop => Step::Drop,
+        };
+        Self {
+            at: Place::of(frontend.at),
+            guarded: frontend.sources.is_some(),
+            pod: step(frontend.route.pod),
+            node: step(frontend.route.node),
+            outside: step(frontend.route.outside),
+        }
+    }
+
+    /// The number by which frontends refer to the class.
+    pub(crate) fn number(&self) -> u32 {
+        fnv1a(self.to_string().as_bytes())
+    }
+
+    /// The class as an element key.
+    pub(crate) fn key(&self) -> Bytes {
+        Bytes::EMPTY.number(self.number())
+    }
+
+    fn steps(&self) -> [&Step; 3] {
+        [&self.pod, &self.node, &self.outside]
+    }
+
+    fn is_uniform(&self) -> bool {
+        !self.guarded && self.pod == self.node && self.node == self.outside
+    }
+
+    /// The chains that the class needs, with their rules; those it refers to come first. `mark` is
+    /// the bit by which packets are marked for masquerading.
+    pub(crate) fn chains(
+        &self,
+        family: Family,
+        facts: &NodeFacts,
+        mark: u32,
+    ) -> Vec<(String, Vec<Rule>)> {
+        let mut chains = Vec::new();
+        for step in self.steps() {
+            if let Step::Forward(forward) = step {
+                let chain = forward.chain(self.at);
+                if chains.iter().all(|(name, _)| *name != chain) {
+                    chains.push((chain, forward.rules(self.at, mark)));
+                }
+            }
+        }
+        if !chains.is_empty() && !self.is_uniform() {
+            chains.push((self.to_string(), self.rules(family, facts)));
+        }
+        chains
+    }
+
+    /// The element of [`Set::Routes`], if the class forwards anything.
+    pub(crate) fn route(&self) -> Option<Element> {
+        let forwards = self.steps().into_iter().find_map(|step| match step {
+            Step::Forward(forward) => Some(forward),
+            _ => None,
+        });
+        let first = forwards?;
+        let chain = if self.is_uniform() { first.chain(self.at) } else { self.to_string() };
+        Some(self.verdict(Verdict::Goto(chain)))
+    }
+
+    /// The element of [`Set::Refusals`], if the class refuses anything. What reaches the filter
+    /// hooks with the frontend's address was not forwarded.
+    pub(crate) fn refusal(&self) -> Option<Element> {
+        let drops = self.steps().contains(&&Step::Drop);
+        let rejects = self.steps().contains(&&Step::Reject);
+        let verdict = match (drops, rejects, self.guarded) {
+            (false, true, false) => Verdict::Goto(names::REJECT.to_owned()),
+            (false, true, true) => Verdict::Goto(names::GUARDED_REJECT.to_owned()),
+            (true, _, _) | (false, false, true) => Verdict::Drop,
+            (false, false, false) => return None,
+        };
+        Some(self.verdict(verdict))
+    }
+
+    fn verdict(&self, verdict: Verdict) -> Element {
+        Element { key: self.key(), last: None, value: Value::Verdict(verdict) }
+    }
+
+    /// The rules that tell packets apart by where they come from.
+    fn rules(&self, family: Family, facts: &NodeFacts) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        if self.guarded {
+            rules.push(Rule::new([
+                Statement::InSet {
+                    key: names::guard_key(),
+                    set: Set::SourceRanges.name(),
+                    negate: true,
+                },
+                Statement::Verdict(Verdict::Return),
+            ]));
+        }
+        let verdict = |step: &Step| match step {
+            Step::Forward(forward) => Statement::Verdict(Verdict::Goto(forward.chain(self.at))),
+            _ => Statement::Verdict(Verdict::Return),
+        };
+        let all_alike = self.pod == self.node && self.node == self.outside;
+        if let Some(from_pod) = from_pod(family, &facts.pods)
+            && !all_alike
+        {
+            rules.push(Rule::new([from_pod, verdict(&self.pod)]));
+        }
+        if self.node != self.outside {
+            rules.push(Rule::new([Statement::SourceIsLocal, verdict(&self.node)]));
+        }
+        if matches!(self.outside, Step::Forward(_)) {
+            rules.push(Rule::new([verdict(&self.outside)]));
+        }
+        rules
+    }
+}
+
+/// The class's name, which is also its chain's: `service-pod-3-node-3m-outside-o2-guarded`, where
+/// `3` stands for a list of three endpoints, `o` for the list of outside, `m` for masqueraded.
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, guarded, pod, node, outside } = self;
+        write!(f, "{at}-pod-{pod}-node-{node}-outside-{outside}")?;
+        if *guarded { f.write_str("-guarded") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vip => "service",
+            Self::NodePort => "nodeport",
+        })
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forward(forward) => write!(f, "{forward}"),
+            Self::Reject => f.write_str("reject"),
+            Self::Drop => f.write_str("drop"),
+        }
+    }
+}
+
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = if self.list == List::Outside { "o" } else { "" };
+        let masquerade = if self.masquerade { "m" } else { "" };
+        write!(f, "{list}{}{masquerade}", self.size)?;
+        match &self.sticky {
+            // The hash in the name of a sticky chain is enough to tell it from others.
+            Some(chain) => write!(f, "s{}", chain.split('-').nth(1).unwrap_or(chain)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Forward {
+    fn chain(&self, at: Place) -> String {
+        format!("{at}-to-{self}")
+    }
+
+    fn rules(&self, at: Place, mark: u32) -> Vec<Rule> {
+        let mut key = at.key();
+        key.push(Field::Random(self.size));
+        let dnat = Statement::DnatMap { key, map: self.list.set(at).name() };
+        let mark = self.masquerade.then_some(Statement::SetMark(mark));
+        match &self.sticky {
+            None => vec![Rule::new(mark.into_iter().chain([dnat]).collect::<Vec<_>>())],
+            Some(chain) => {
+                let jump = Statement::Verdict(Verdict::Jump(chain.clone()));
+                let first = mark.into_iter().chain([jump]).collect::<Vec<_>>();
+                vec![Rule::new(first), Rule::new([dnat])]
+            }
+        }
+    }
+}
+
+/// The condition that holds for packets from pods, if they can be told.
+fn from_pod(family: Family, pods: &PodDetection) -> Option<Statement> {
+    let interface = |name: &str, prefix| Statement::Iifname { name: name.to_owned(), prefix };
+    match pods {
+        _ if !pods.works_for(family) => None,
+        PodDetection::None => None,
+        PodDetection::Cidrs(_) => Some(Statement::InSet {
+            key: vec![Field::Saddr],
+            set: Set::PodCidrs.name(),
+            negate: false,
+        }),
+        PodDetection::Bridge(name) => Some(interface(name, false)),
+        PodDetection::InterfacePrefix(prefix) => Some(interface(prefix, true)),
+    }
+}
+
+/// FNV-1a with 32 bits: the same on every machine and in every version.
+pub(crate) fn fnv1a(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}

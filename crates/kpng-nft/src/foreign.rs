@@ -1,0 +1,69 @@
+//! Removes what kube-proxy left behind in nf_tables, on request.
+
+use std::collections::BTreeMap;
+
+use kpng_linux::nft::{Batch, FoundTable, Nftables, Table, TableFamily};
+
+use crate::Error;
+
+/// The tables of iptables-nft in which kube-proxy has chains.
+const IPTABLES: [&str; 3] = ["filter", "nat", "mangle"];
+
+/// Removes kube-proxy's tables (nftables mode), and its `KUBE-` chains with the rules that jump to
+/// them (iptables and ipvs mode with iptables-nft). kubelet's `KUBE-IPTABLES-HINT` and other rules
+/// stay. Returns what was removed.
+///
+/// Chains of legacy iptables are out of nf_tables' reach; `kube-proxy --cleanup` removes them.
+///
+/// # Errors
+/// When the kernel refuses; what was removed until then stays removed.
+pub fn remove_kube_proxy() -> Result<Vec<String>, Error> {
+    let mut nft = Nftables::open()?;
+    let mut removed = Vec::new();
+    for family in [TableFamily::Ip, TableFamily::Ip6] {
+        for name in nft.tables(family)? {
+            let table = Table::new(family, name);
+            let mut batch = Batch::default();
+            if table.name == "kube-proxy" {
+                batch.delete_table(&table);
+                removed.push(format!("table {} kube-proxy", family.name()));
+            } else if IPTABLES.contains(&&*table.name)
+                && let Some(found) = nft.read_table(&table)?
+            {
+                removed.extend(remove_chains(&table, &found, &mut batch));
+            }
+            nft.commit(batch)?;
+        }
+    }
+    Ok(removed)
+}
+
+fn is_kube_proxys(chain: &str) -> bool {
+    chain.starts_with("KUBE-")
+        && chain != "KUBE-IPTABLES-HINT"
+        && !chain.starts_with("KUBE-KUBELET")
+}
+
+fn remove_chains(table: &Table, found: &FoundTable, batch: &mut Batch) -> Vec<String> {
+    let theirs: BTreeMap<_, _> =
+        found.chains.iter().filter(|(name, _)| is_kube_proxys(name)).collect();
+    for (name, chain) in &found.chains {
+        if is_kube_proxys(name) {
+            batch.flush_chain(table, name);
+            continue;
+        }
+        let jumps = |rule: &&kpng_linux::nft::FoundRule| {
+            rule.targets.iter().any(|target| theirs.contains_key(target))
+        };
+        for rule in chain.rules.iter().filter(jumps) {
+            batch.delete_rule(table, name, rule.handle);
+        }
+    }
+    for name in theirs.keys() {
+        batch.delete_chain(table, name);
+    }
+    theirs
+        .keys()
+        .map(|name| format!("chain {name} of {} {}", table.family.name(), table.name))
+        .collect()
+}
