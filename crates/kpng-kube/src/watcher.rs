@@ -1,0 +1,261 @@
+//! The watcher: one client, three loops on it, and a probe that notices when nobody is there.
+//!
+//! All of it is one future. Dropping it at any moment leaves a consistent store.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kpng_core::store::{Kind, Writer};
+use kube::Client;
+use tokio::time::{sleep, timeout};
+use tracing::{error, warn};
+
+use crate::backoff::{Backoff, Bounds};
+use crate::convert::Converter;
+use crate::request::{self, Accept, Failure, Opened};
+use crate::selectors::Collections;
+use crate::stats::Stats;
+use crate::watch::KindLoop;
+use crate::{Config, Error};
+
+/// Keeps a store equal to what an API server says.
+#[derive(Debug)]
+pub struct Watcher {
+    config: Config,
+    collections: Collections,
+    target: Mutex<Target>,
+    stats: Arc<Stats>,
+    timing: Timing,
+}
+
+/// What all loops write to.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) converter: Converter,
+    pub(crate) writer: Writer,
+}
+
+/// How patient the watcher is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timing {
+    pub(crate) backoff: Bounds,
+    /// After this long without a word on any watch, the server is asked for one.
+    pub(crate) silence: Duration,
+    /// How long that may take.
+    pub(crate) probe: Duration,
+    /// How long a list may take to begin, and how long it may pause.
+    pub(crate) list_patience: Duration,
+    /// How long a watch may take to begin.
+    pub(crate) watch_patience: Duration,
+    /// A watch that the server ends before this time was a failure.
+    pub(crate) short_watch: Duration,
+}
+
+impl Timing {
+    /// A server that is gone is noticed within 25 s. Back-off as client-go's reflector has it.
+    const DEFAULT: Self = Self {
+        backoff: Bounds {
+            min: Duration::from_millis(800),
+            max: Duration::from_secs(30),
+            healthy: Duration::from_secs(30),
+        },
+        silence: Duration::from_secs(15),
+        probe: Duration::from_secs(10),
+        list_patience: Duration::from_secs(60),
+        watch_patience: Duration::from_secs(25),
+        short_watch: Duration::from_secs(1),
+    };
+}
+
+impl Watcher {
+    /// A watcher that will write into `writer`.
+    ///
+    /// # Errors
+    /// [`Error::ServiceProxyName`]. Nothing is contacted yet.
+    pub fn new(config: Config, writer: Writer) -> Result<Self, Error> {
+        Self::with_timing(config, writer, Timing::DEFAULT)
+    }
+
+    pub(crate) fn with_timing(
+        config: Config,
+        writer: Writer,
+        timing: Timing,
+    ) -> Result<Self, Error> {
+        let collections = Collections::new(config.service_proxy_name.as_deref(), &config.nodes)?;
+        let converter = Converter::new(config.selection.clone());
+        let target = Mutex::new(Target { converter, writer });
+        Ok(Self { config, collections, target, stats: Arc::default(), timing })
+    }
+
+    /// The watcher's numbers, for metrics. They outlive it.
+    pub fn stats(&self) -> Arc<Stats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Watches until `shutdown` completes; then the store is closed for its readers. Whatever the
+    /// API server does, it goes on: problems are logged, counted, and retried with back-off.
+    ///
+    /// # Errors
+    /// When no client can be made at the start: the kubeconfig, the server's URL or the credentials
+    /// are unusable. Later the same is only a problem that may pass.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let client = self.config.client().await?;
+        tokio::select! {
+            never = self.sessions(client) => match never {},
+            () = shutdown => Ok(()),
+        }
+    }
+
+    /// One session after the other. A session is the life of a client.
+    async fn sessions(&self, mut client: Client) -> std::convert::Infallible {
+        let kind_loop = |kind| KindLoop::new(kind, Backoff::new(self.timing.backoff));
+        let [mut services, mut slices, mut nodes] = Kind::ALL.map(kind_loop);
+        let mut backoff = Backoff::new(self.timing.backoff);
+        loop {
+            let started = Instant::now();
+            let session = Session::new(self, &client);
+            let reason = tokio::select! {
+                reason = services.run(&session) => reason,
+                reason = slices.run(&session) => reason,
+                reason = nodes.run(&session) => reason,
+                reason = session.probe() => reason,
+            };
+            warn!("reconnecting to the API server: {reason}");
+            self.stats.reconnects.add(1);
+            sleep(backoff.after(started)).await;
+            match self.config.client().await {
+                Ok(new) => client = new,
+                Err(error) => error!("{error}; going on with the old configuration"),
+            }
+        }
+    }
+}
+
+/// What the loops share while one client lives.
+#[derive(Debug)]
+pub(crate) struct Session<'a> {
+    client: ClientRef<'a>,
+    target: &'a Mutex<Target>,
+    pub(crate) collections: &'a Collections,
+    pub(crate) stats: &'a Stats,
+    pub(crate) timing: &'a Timing,
+    /// For each kind with an open watch: when something came last.
+    contacts: Mutex<[Option<Instant>; Kind::ALL.len()]>,
+}
+
+/// kube's client has no `Debug`.
+struct ClientRef<'a>(&'a Client);
+
+impl std::fmt::Debug for ClientRef<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+impl<'a> Session<'a> {
+    fn new(watcher: &'a Watcher, client: &'a Client) -> Self {
+        Self {
+            client: ClientRef(client),
+            target: &watcher.target,
+            collections: &watcher.collections,
+            stats: &watcher.stats,
+            timing: &watcher.timing,
+            contacts: Mutex::default(),
+        }
+    }
+
+    /// The converter and the store. Never held across an await.
+    pub(crate) fn target(&self) -> MutexGuard<'a, Target> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) async fn get(
+        &self,
+        path: &str,
+        accept: Accept,
+        patience: Duration,
+    ) -> Result<Opened, Failure> {
+        request::get(self.client.0, path, accept, patience).await
+    }
+
+    /// Says that a watch of this kind is open, until the result is dropped.
+    pub(crate) fn open(&self, kind: Kind) -> OpenWatch<'_> {
+        let open = OpenWatch { contacts: &self.contacts, kind };
+        open.contact();
+        open
+    }
+
+    /// Returns when watches are open, all are silent, and the server does not answer a question
+    /// either. Watches may be silent for a minute on a quiet cluster; a dead or hung server is
+    /// never told apart from that by waiting.
+    async fn probe(&self) -> String {
+        loop {
+            let Some(silence) = self.silence() else {
+                sleep(self.timing.silence).await;
+                continue;
+            };
+            if let Some(remaining) = self.timing.silence.checked_sub(silence)
+                && !remaining.is_zero()
+            {
+                sleep(remaining).await;
+                continue;
+            }
+            if let Err(failure) = self.ask().await {
+                return format!("nothing heard for {:?}, and then: {failure}", self.timing.silence);
+            }
+            for contact in self.lock_contacts().iter_mut().flatten() {
+                *contact = Instant::now();
+            }
+        }
+    }
+
+    /// Any answer but a failure of the server will do. Everybody may ask for the version.
+    async fn ask(&self) -> Result<(), Failure> {
+        let question = async {
+            let opened = self.get("/version", Accept::List, self.timing.probe).await?;
+            request::collect(opened.body, self.timing.probe).await
+        };
+        match timeout(self.timing.probe, question).await {
+            Ok(Err(failure @ (Failure::Connection(_) | Failure::Server(_)))) => Err(failure),
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let patience = self.timing.probe;
+                Err(Failure::Connection(format!("no answer within {patience:?}")))
+            }
+        }
+    }
+
+    /// For how long all open watches have been silent; `None` when none is open.
+    fn silence(&self) -> Option<Duration> {
+        self.lock_contacts().iter().flatten().map(Instant::elapsed).min()
+    }
+
+    fn lock_contacts(&self) -> MutexGuard<'_, [Option<Instant>; Kind::ALL.len()]> {
+        self.contacts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An open watch of one kind.
+#[derive(Debug)]
+pub(crate) struct OpenWatch<'a> {
+    contacts: &'a Mutex<[Option<Instant>; Kind::ALL.len()]>,
+    kind: Kind,
+}
+
+impl OpenWatch<'_> {
+    /// Something came.
+    pub(crate) fn contact(&self) {
+        self.set(Some(Instant::now()));
+    }
+
+    fn set(&self, contact: Option<Instant>) {
+        let mut contacts = self.contacts.lock().unwrap_or_else(PoisonError::into_inner);
+        contacts[self.kind as usize] = contact;
+    }
+}
+
+impl Drop for OpenWatch<'_> {
+    fn drop(&mut self) {
+        self.set(None);
+    }
+}
