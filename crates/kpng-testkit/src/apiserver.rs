@@ -226,7 +226,9 @@ impl ApiServer {
         let apiserver =
             Child::spawn(&self.binaries.kube_apiserver, &arguments, self.dir.path(), &log);
         let deadline = Instant::now() + READY_TIMEOUT;
-        while !self.rest.is_ready() {
+        // The API server creates its own Service some time after it is ready.
+        let kubernetes = "/api/v1/namespaces/default/services/kubernetes";
+        while !(self.rest.has("/readyz") && self.rest.has(kubernetes)) {
             apiserver.assert_alive();
             assert!(Instant::now() < deadline, "kube-apiserver is not ready:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(100));

@@ -82,9 +82,9 @@ impl Rest {
         self.must("DELETE", path, None)
     }
 
-    /// `/readyz` answers 200.
-    pub fn is_ready(&self) -> bool {
-        self.try_request("GET", "/readyz", None).is_ok_and(|response| response.status == 200)
+    /// `GET path` answers 200.
+    pub fn has(&self, path: &str) -> bool {
+        self.try_request("GET", path, None).is_ok_and(|response| response.status == 200)
     }
 
     /// Any request. A refusal is a [`Response`] too.
