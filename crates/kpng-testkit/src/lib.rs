@@ -1,3 +1,4 @@
 //! Placeholder.
 
 pub mod apiserver;
+pub mod network;

@@ -36,6 +36,12 @@ impl Link {
         self.flags & IFF_UP != 0
     }
 
+    /// Whether it carries packets: it is switched on, so is the other end, and the kernel has
+    /// finished with both.
+    pub fn is_running(&self) -> bool {
+        self.flags & libc::IFF_RUNNING as u32 != 0
+    }
+
     /// Whether it is the loopback interface.
     pub fn is_loopback(&self) -> bool {
         self.flags & libc::IFF_LOOPBACK as u32 != 0

@@ -35,7 +35,7 @@ fn links_are_created_changed_and_removed() {
         links.set_mtu(veth, 1400).unwrap();
         links.set_master(veth, Some(bridge)).unwrap();
         let link = links.link("a0").unwrap();
-        assert!(link.is_up() && !link.is_loopback());
+        assert!(link.is_up() && !link.is_running() && !link.is_loopback());
         assert_eq!(
             (link.mtu, link.master, link.kind.as_deref()),
             (1400, Some(bridge), Some("veth"))
