@@ -109,3 +109,73 @@ fn connect(config: kube::Config) -> kube::Result<Client> {
         .service(client);
     Ok(Client::new(service, config.default_namespace))
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    /// What an operator reads who gives this kubeconfig and this server.
+    async fn check(kubeconfig: &str, server: Option<&str>, expected: Expect) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubeconfig");
+        std::fs::write(&path, kubeconfig).unwrap();
+        let config = Config {
+            kubeconfig: Some(path),
+            server: server.map(str::to_owned),
+            service_proxy_name: None,
+            selection: Selection::default(),
+            nodes: NodeScope::All,
+        };
+        let result = match config.client().await {
+            Ok(_) => "a client".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        expected.assert_eq(&result.replace(&dir.path().display().to_string(), "DIR"));
+    }
+
+    const CLUSTER: &str = "clusters: [{name: c, cluster: {server: 'https://127.0.0.1:6443'}}]\n";
+    const CONTEXT: &str = "contexts: [{name: x, context: {cluster: c, user: u}}]\n";
+    const USER: &str = "users: [{name: u, user: {token: t}}]\n";
+    const CURRENT: &str = "current-context: x\n";
+
+    #[tokio::test]
+    async fn a_good_kubeconfig() {
+        let good = [CLUSTER, CONTEXT, USER, CURRENT].concat();
+        check(&good, None, expect!["a client"]).await;
+        check(&good, Some("http://127.0.0.1:8001"), expect!["a client"]).await;
+        check(&good, Some("127.0.0.1"), expect![[r#"the server "127.0.0.1" is no URL like https://HOST:PORT"#]]).await;
+        check(&good, Some("ftp://127.0.0.1"), expect![[r#"the server "ftp://127.0.0.1" is no URL like https://HOST:PORT"#]]).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_kubeconfig_is_said() {
+        check("{", None, expect![[r#"
+            cannot use the kubeconfig DIR/kubeconfig: failed to parse kubeconfig YAML: error: line 1 column 1: unclosed bracket '{'
+             --> <input>:1:1
+              |
+            1 | {
+              | ^ unclosed bracket '{'"#]]).await;
+        check(&[CLUSTER, CONTEXT, USER].concat(), None, expect!["cannot use the kubeconfig DIR/kubeconfig: failed to determine current context: set `current-context` in it"]).await;
+        check(&[CLUSTER, USER, CURRENT].concat(), None, expect!["cannot use the kubeconfig DIR/kubeconfig: failed to load current context: x (it names a context that it does not define)"]).await;
+        check(&[CONTEXT, USER, CURRENT].concat(), None, expect!["cannot use the kubeconfig DIR/kubeconfig: failed to load the cluster of context: c (the context names an undefined cluster)"]).await;
+        let no_file = "clusters: [{name: c, cluster: {server: 'https://h', certificate-authority: /no/ca}}]\n";
+        check(&[no_file, CONTEXT, USER, CURRENT].concat(), None, expect![[r#"cannot use the kubeconfig DIR/kubeconfig: failed to load certificate authority: failed to read file '"/no/ca"': No such file or directory (os error 2)"#]]).await;
+        let no_token = "users: [{name: u, user: {tokenFile: /no/token}}]\n";
+        check(&[CLUSTER, CONTEXT, no_token, CURRENT].concat(), None, expect![[r#"cannot make a client for https://127.0.0.1:6443/: auth error: failed to read token file '"/no/token"': No such file or directory (os error 2)"#]]).await;
+    }
+
+    #[tokio::test]
+    async fn a_missing_kubeconfig_is_said() {
+        let config = Config {
+            kubeconfig: Some("/no/such/file".into()),
+            server: None,
+            service_proxy_name: None,
+            selection: Selection::default(),
+            nodes: NodeScope::All,
+        };
+        let error = config.client().await.err().unwrap().to_string();
+        expect![[r#"cannot use the kubeconfig /no/such/file: failed to read kubeconfig from '"/no/such/file"': No such file or directory (os error 2)"#]].assert_eq(&error);
+    }
+}

@@ -37,11 +37,26 @@ pub enum Authorization {
     Rbac,
 }
 
+/// What kind of control plane to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Who may do what.
+    pub authorization: Authorization,
+    /// Whether lists can be streamed (the feature gate `WatchList`), as in newer clusters.
+    pub streaming_lists: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { authorization: Authorization::default(), streaming_lists: true }
+    }
+}
+
 /// A running control plane.
 #[derive(Debug)]
 pub struct ApiServer {
     binaries: Binaries,
-    authorization: Authorization,
+    options: Options,
     dir: TempDir,
     ports: Ports,
     etcd: Option<Child>,
@@ -63,14 +78,14 @@ impl ApiServer {
     /// # Panics
     /// When a program is missing or does not become ready.
     pub fn start() -> Option<Self> {
-        Self::start_with(Authorization::default())
+        Self::start_with(Options::default())
     }
 
-    /// The same with a choice of authorization.
+    /// The same with a choice.
     ///
     /// # Panics
     /// When a program is missing or does not become ready.
-    pub fn start_with(authorization: Authorization) -> Option<Self> {
+    pub fn start_with(options: Options) -> Option<Self> {
         let binaries = match binaries() {
             Ok(binaries) => binaries,
             Err(reason) if std::env::var_os("KPNG_SKIP_APISERVER").is_some_and(|v| v == "1") => {
@@ -83,8 +98,7 @@ impl ApiServer {
         let ports = Ports::free();
         write_secrets(dir.path());
         let rest = Rest::new(ports.apiserver, &dir.path().join("ca.crt"), ADMIN_TOKEN);
-        let mut server =
-            Self { binaries, authorization, dir, ports, etcd: None, apiserver: None, rest };
+        let mut server = Self { binaries, options, dir, ports, etcd: None, apiserver: None, rest };
         server.write_kubeconfigs();
         server.start_etcd();
         server.start_apiserver();
@@ -200,7 +214,7 @@ impl ApiServer {
 
     fn start_apiserver(&mut self) {
         let file = |name: &str| self.dir.path().join(name).display().to_string();
-        let mode = match self.authorization {
+        let mode = match self.options.authorization {
             Authorization::AlwaysAllow => "AlwaysAllow",
             Authorization::Rbac => "RBAC",
         };
@@ -218,6 +232,7 @@ impl ApiServer {
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             format!("--authorization-mode={mode}"),
+            format!("--feature-gates=WatchList={}", self.options.streaming_lists),
             // A loopback address must not become an endpoint of `kubernetes`.
             "--endpoint-reconciler-type=none".to_owned(),
             "--shutdown-delay-duration=0s".to_owned(),

@@ -1,6 +1,6 @@
 //! The control plane of the test kit starts, keeps its data over a restart, and checks rights.
 
-use kpng_testkit::apiserver::{ApiServer, Authorization};
+use kpng_testkit::apiserver::{ApiServer, Authorization, Options, Rest};
 use serde_json::json;
 
 #[test]
@@ -16,12 +16,9 @@ fn objects_survive_a_restart() {
 
 #[test]
 fn a_powerless_user_may_not_list_services() {
-    let Some(server) = ApiServer::start_with(Authorization::Rbac) else { return };
-    let nobody = kpng_testkit::apiserver::Rest::new(
-        server.port(),
-        &server.ca_path(),
-        server.powerless_token(),
-    );
+    let rbac = Options { authorization: Authorization::Rbac, ..Options::default() };
+    let Some(server) = ApiServer::start_with(rbac) else { return };
+    let nobody = Rest::new(server.port(), &server.ca_path(), server.powerless_token());
     assert_eq!(nobody.request("GET", "/api/v1/services", None).status, 403);
     assert_eq!(server.rest().request("GET", "/api/v1/services", None).status, 200);
 }

@@ -106,6 +106,8 @@ struct Script {
     services: VecDeque<Reply>,
     requests: Vec<String>,
     hung: bool,
+    /// The only good token.
+    token: String,
 }
 
 type Shared = Arc<Mutex<Script>>;
@@ -136,6 +138,10 @@ async fn respond(script: &Shared, request: &Request<Incoming>) -> Response<Reply
 impl Script {
     fn reply(&mut self, request: &Request<Incoming>) -> Reply {
         let uri = request.uri();
+        let token = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+        if token != Some(&format!("Bearer {}", self.token)) {
+            return Reply::refusal(401, "bad token");
+        }
         match uri.path() {
             "/version" if self.hung => Reply::nothing(),
             "/version" => Reply::list(Bytes::from_static(b"{}")),
@@ -223,14 +229,15 @@ struct Run {
     script: Shared,
     store: Store,
     stats: Arc<Stats>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Run {
     async fn start(timing: Timing, services: Vec<Reply>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let script = Script { services: services.into(), ..Script::default() };
+        let token = "old".to_owned();
+        let script = Script { services: services.into(), token, ..Script::default() };
         let script = Arc::new(Mutex::new(script));
         tokio::spawn(serve(listener, Arc::clone(&script)));
         let dir = tempfile::tempdir().unwrap();
@@ -245,7 +252,7 @@ impl Run {
         let watcher = Watcher::with_timing(config, writer, timing).unwrap();
         let stats = watcher.stats();
         tokio::spawn(watcher.run(std::future::pending()));
-        Self { script, store, stats, _dir: dir }
+        Self { script, store, stats, dir }
     }
 
     fn services(&self) -> String {
@@ -272,10 +279,12 @@ impl Run {
 }
 
 fn kubeconfig(dir: &TempDir, server: &str) -> PathBuf {
+    let token = dir.path().join("token");
+    std::fs::write(&token, "old").unwrap();
     let config = json!({
         "clusters": [{"name": "c", "cluster": {"server": server}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "users": [{"name": "u", "user": {"token": "t"}}],
+        "users": [{"name": "u", "user": {"tokenFile": token}}],
         "current-context": "c",
     });
     let path = dir.path().join("kubeconfig");
@@ -535,6 +544,20 @@ async fn refused_credentials_make_a_new_client() {
     )
     .await;
     assert_eq!(run.stats.reconnects.get(), 1);
+}
+
+#[tokio::test]
+async fn a_rotated_token_is_read_again() {
+    let events = [added("a", "1"), end_of_list("9")];
+    let run = Run::start(FAST, vec![Reply::watch(&events, Then::Cut)]).await;
+    run.until("the list", |run| run.services() == "a").await;
+    // The server is first: in between only the old token is there, and is refused.
+    run.script.lock().unwrap().token = "new".to_owned();
+    run.script.lock().unwrap().services.push_back(silence(&[added("b", "10")]));
+    run.until("a refusal", |run| run.stats.reconnects.get() > 0).await;
+    std::fs::write(run.dir.path().join("token"), "new").unwrap();
+    run.until("the watch", |run| run.services() == "a b").await;
+    assert_eq!(run.stats().lists.get(), 1);
 }
 
 #[tokio::test]
