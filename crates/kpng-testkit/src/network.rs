@@ -143,21 +143,16 @@ fn build(topology: Topology) -> Network {
         connect_pod(&node, &pod, pod.name());
         pod
     });
-    let network = Network { pods, remote_pods: remote_pods.collect(), client, node };
-    let pods = network.pods.iter().chain(&network.remote_pods);
-    pods.chain([&network.client, &network.node]).for_each(wait_for_links);
-    network
-}
-
-/// Waits until the host's links carry packets: the kernel makes them do so in the background,
-/// and drops what is sent before.
-fn wait_for_links(host: &Host) {
-    host.configure(|rtnetlink| {
+    let remote_pods = remote_pods.collect();
+    // The node's ends of the links were switched on first, without another end. Such a link drops
+    // packets until the kernel has noticed the other end, which it does in the background.
+    node.configure(|rtnetlink| {
         while !rtnetlink.links()?.iter().all(Link::is_running) {
             thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     });
+    Network { pods, remote_pods, client, node }
 }
 
 fn pod(name: &str, node: u8, number: u8) -> Host {

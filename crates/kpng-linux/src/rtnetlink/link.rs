@@ -36,8 +36,8 @@ impl Link {
         self.flags & IFF_UP != 0
     }
 
-    /// Whether it carries packets: it is switched on, so is the other end, and the kernel has
-    /// finished with both.
+    /// Whether the kernel has found it operational: it is switched on, and has another end that is
+    /// too. The kernel can take a second to say so.
     pub fn is_running(&self) -> bool {
         self.flags & libc::IFF_RUNNING as u32 != 0
     }
