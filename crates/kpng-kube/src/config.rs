@@ -145,8 +145,18 @@ mod tests {
         let good = [CLUSTER, CONTEXT, USER, CURRENT].concat();
         check(&good, None, expect!["a client"]).await;
         check(&good, Some("http://127.0.0.1:8001"), expect!["a client"]).await;
-        check(&good, Some("127.0.0.1"), expect![[r#"the server "127.0.0.1" is no URL like https://HOST:PORT"#]]).await;
-        check(&good, Some("ftp://127.0.0.1"), expect![[r#"the server "ftp://127.0.0.1" is no URL like https://HOST:PORT"#]]).await;
+        check(
+            &good,
+            Some("127.0.0.1"),
+            expect![[r#"the server "127.0.0.1" is no URL like https://HOST:PORT"#]],
+        )
+        .await;
+        check(
+            &good,
+            Some("ftp://127.0.0.1"),
+            expect![[r#"the server "ftp://127.0.0.1" is no URL like https://HOST:PORT"#]],
+        )
+        .await;
     }
 
     #[tokio::test]

@@ -34,9 +34,10 @@ fn config(server: &ApiServer) -> Config {
 impl Run {
     fn start(config: Config) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
+        let runtime = { runtime }.worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("threads can be made");
         let (writer, store) = Store::new();
-        let watcher = Watcher::new(config, writer).unwrap();
+        let watcher = Watcher::new(config, writer).expect("the configuration is good");
         let stats = watcher.stats();
         let task = runtime.spawn(watcher.run(std::future::pending()));
         Self { runtime, store, stats, task }

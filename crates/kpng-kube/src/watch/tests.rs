@@ -14,6 +14,8 @@ use hyper::body::{Body as HttpBody, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use kpng_core::store::Store;
+use kpng_linux::namespace::NetNs;
+use kpng_linux::rtnetlink::Rtnetlink;
 use prost::Message as _;
 use serde_json::json;
 use tempfile::TempDir;
@@ -572,6 +574,48 @@ async fn a_hung_server_is_noticed_and_a_quiet_one_is_not_disturbed() {
     run.until("the new connection", |run| run.services() == "a b").await;
     assert!(run.stats.reconnects.get() >= 1);
     assert_eq!(run.stats().lists.get(), 1, "it resumed");
+}
+
+/// Only the kernel's keep-alive can notice this one: nobody asks.
+#[test]
+fn a_dead_connection_is_noticed_within_30_seconds() {
+    let namespace = match NetNs::new() {
+        Ok(namespace) => namespace,
+        Err(error) => {
+            let skip = std::env::var_os("KPNG_SKIP_NET").is_some_and(|value| value == "1");
+            assert!(skip, "{error}, or set KPNG_SKIP_NET=1 to skip this test");
+            return;
+        }
+    };
+    let cut_and_mend = async {
+        let mut kernel = Rtnetlink::open().unwrap();
+        let loopback = kernel.link("lo").unwrap().index;
+        kernel.set_up(loopback).unwrap();
+        let timing = Timing { silence: Duration::from_secs(3600), ..FAST };
+        let events = [added("a", "1"), end_of_list("9")];
+        let run = Run::start(timing, vec![silence(&events)]).await;
+        run.until("the list", |run| run.services() == "a").await;
+        kernel.set_down(loopback).unwrap();
+        let before = Instant::now();
+        while run.stats().problem().is_none() && before.elapsed() < Duration::from_secs(30) {
+            sleep(Duration::from_millis(50)).await;
+        }
+        let noticed = before.elapsed();
+        assert!(
+            (10..30).contains(&noticed.as_secs()),
+            "after {noticed:?}: {:?}",
+            run.stats().problem()
+        );
+        run.script.lock().unwrap().services.push_back(silence(&[added("b", "10")]));
+        kernel.set_up(loopback).unwrap();
+        run.until("the watch", |run| run.services() == "a b").await;
+        assert_eq!(run.stats().lists.get(), 1, "it resumed");
+    };
+    let inside = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(cut_and_mend);
+    };
+    namespace.run(inside).unwrap();
 }
 
 #[tokio::test]
