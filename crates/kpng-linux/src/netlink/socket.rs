@@ -84,15 +84,17 @@ impl Socket {
         address.map(|address| address.pid()).map_err(|errno| Error::kernel(what, errno))
     }
 
-    /// Sends one message and waits for its ACK. `what` completes "cannot …" in errors.
+    /// Sends the messages, of which there must be one at least, in one datagram, and waits for the
+    /// ACK of the last. `what` completes "cannot …" in errors.
     ///
     /// # Errors
-    /// [`Error::Kernel`] with the kernel's reason when it refuses.
+    /// [`Error::Kernel`] with the kernel's reason when it refuses one of them; the kernel may have
+    /// carried out the others, unless the protocol makes them a transaction.
     pub fn request(&mut self, what: &dyn fmt::Display, message: &mut MessageBuf) -> Result<()> {
         self.query(what, message, |_| Ok(()))
     }
 
-    /// Sends one message, gives every reply to `visit` and waits for the ACK.
+    /// Does as [`request`](Self::request) does, and gives every reply to `visit`.
     ///
     /// # Errors
     /// [`Error::Kernel`] with the kernel's reason when it refuses, or the first error of `visit`.
@@ -208,18 +210,18 @@ impl Socket {
         }
     }
 
-    /// Sends one message and reads until it is answered. After an error of `visit` it reads on,
-    /// so that the next request does not meet the rest of this one's answer.
+    /// Sends the messages and reads until the last is answered, or one is refused. After an error
+    /// of `visit` it reads on, so that the next request does not meet the rest of this answer.
     fn exchange(
         &mut self,
         what: &dyn fmt::Display,
-        message: &mut MessageBuf,
+        request: &mut MessageBuf,
         mut visit: impl FnMut(Message<'_>) -> Result<()>,
     ) -> Result<()> {
-        let sequence = self.send_batch(what, message)?;
+        let first = self.send_batch(what, request)?;
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut result = Ok(());
-        let answer = self.read_answer(what, sequence, &mut buffer, |message| {
+        let answer = self.read_answer(what, first, request.messages(), &mut buffer, |message| {
             if result.is_ok() {
                 result = visit(message);
             }
@@ -228,10 +230,12 @@ impl Socket {
         answer.and(result)
     }
 
+    /// Reads the answers to the `count` requests whose sequence numbers start with `first`.
     fn read_answer(
         &self,
         what: &dyn fmt::Display,
-        sequence: u32,
+        first: u32,
+        count: u32,
         buffer: &mut [u8],
         mut visit: impl FnMut(Message<'_>),
     ) -> Result<()> {
@@ -244,13 +248,15 @@ impl Socket {
                 return Err(Error::NoAnswer { what: what.to_string() });
             };
             for message in messages(&buffer[..length]) {
-                if message.sequence != sequence {
+                let number = message.sequence.wrapping_sub(first);
+                if number >= count {
                     continue; // the rest of an earlier answer, or a notification
                 }
                 interrupted |= message.flags & libc::NLM_F_DUMP_INTR as u16 != 0;
                 match message.acknowledgement() {
                     None => visit(message),
                     Some(Err(refusal)) => return Err(refused(what, refusal)),
+                    Some(Ok(())) if number + 1 < count => {}
                     Some(Ok(())) if interrupted => {
                         return Err(Error::Interrupted { what: what.to_string() });
                     }

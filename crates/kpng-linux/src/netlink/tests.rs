@@ -137,6 +137,32 @@ fn a_refusal_has_number_and_reason() {
 }
 
 #[test]
+fn a_refusal_among_several_requests_is_reported_and_the_rest_is_not_mixed_up() {
+    let mut socket = Socket::open(Protocol::Route, 0).unwrap();
+    let find = |names: &[&str]| {
+        let mut m = MessageBuf::new();
+        for name in names {
+            m.begin(RTM_GETLINK, 0);
+            m.put_raw(&[0; IFINFO_LEN]);
+            m.put_str(3, name);
+        }
+        m
+    };
+    let mut replies = 0;
+    let count = |_: Message<'_>| {
+        replies += 1;
+        Ok(())
+    };
+    socket.query(&"find links", &mut find(&["lo", "lo", "lo"]), count).unwrap();
+    assert_eq!(replies, 3);
+    for names in [["none", "lo"], ["lo", "none"]] {
+        let error = socket.request(&"find links", &mut find(&names)).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::NODEV), "{names:?}");
+        socket.request(&"find links", &mut find(&["lo"])).unwrap();
+    }
+}
+
+#[test]
 fn after_an_error_of_the_visitor_the_socket_is_usable() {
     let mut socket = Socket::open(Protocol::Route, 0).unwrap();
     let mut m = MessageBuf::new();
