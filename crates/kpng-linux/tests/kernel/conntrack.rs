@@ -19,7 +19,7 @@ fn entries(conntrack: &mut Conntrack, family: Family, protocol: u8) -> Vec<Entry
         Ok(())
     };
     conntrack.dump(family, protocol, push).unwrap();
-    entries.sort_by_key(|entry| entry.to_string());
+    entries.sort_by_cached_key(Entry::to_string);
     entries
 }
 
