@@ -13,7 +13,7 @@ use std::time::Duration;
 use kpng_core::store::Writer;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::net::unix::pipe::Receiver;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::Error;
 use crate::parse::{Options, parse};
@@ -92,11 +92,13 @@ pub async fn run(
 async fn load(path: &Path, options: &Options) -> Result<State, Error> {
     let (owned, options) = (path.to_owned(), options.clone());
     let task = tokio::task::spawn_blocking(move || read(&owned, &options));
-    let cancelled = |_| {
+    task.await.unwrap_or_else(|error| {
+        if error.is_panic() {
+            std::panic::resume_unwind(error.into_panic());
+        }
         let source = io::Error::other("the runtime is shutting down");
         Err(Error::Read { path: path.to_owned(), source })
-    };
-    task.await.unwrap_or_else(cancelled)
+    })
 }
 
 fn apply(path: &Path, state: State, writer: &mut Writer) {
@@ -175,13 +177,10 @@ impl Notices {
     async fn settled(&self) {
         self.happened().await;
         let latest = Instant::now() + PATIENCE;
-        loop {
+        while Instant::now() < latest {
             let quiet = (Instant::now() + QUIET).min(latest);
             if timeout_at(quiet, self.happened()).await.is_err() {
                 return;
-            }
-            if Instant::now() >= latest {
-                return sleep_until(latest).await;
             }
         }
     }

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::{MessageFormatter as _, Spanned, UserMessageFormatter};
 
 use crate::error::Problem;
@@ -37,14 +38,19 @@ pub(crate) struct Key {
     pub(crate) name: String,
 }
 
+/// How deep a document may be nested. What counts here needs 9 levels, other kinds of objects in a
+/// list some 20. Each level takes 40 KiB of stack in a debug build, of the 2 MiB that a thread has.
+const MAX_DEPTH: usize = 32;
+
 /// The documents of `text`. Empty ones are left out.
 pub(crate) fn documents(text: &str) -> Result<Vec<Node>, Problem> {
     // The limits of the reader's defaults are those of configuration files. A state has millions of
-    // nodes, and aliases are limited anyway. Depth stays limited: it protects the stack.
+    // nodes, and aliases are limited anyway.
     let options = serde_saphyr::options! {
         with_snippet: false,
         strict_booleans: true,
         budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH,
             max_events: usize::MAX,
             max_nodes: usize::MAX,
             max_documents: usize::MAX,
@@ -60,7 +66,14 @@ fn syntax_problem(error: &serde_saphyr::Error) -> Problem {
         serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
             format!("the field {key:?} is given twice: remove one")
         }
-        error => UserMessageFormatter.format_message(error).escape_debug().to_string(),
+        serde_saphyr::Error::Budget { breach: BudgetBreach::Depth { .. }, .. } => {
+            format!("this is nested more than {MAX_DEPTH} levels deep: nothing that counts here is")
+        }
+        error => {
+            let message = UserMessageFormatter.format_message(error);
+            // It may quote the text, and shall be one line.
+            message.replace(|c: char| c.is_control(), " ")
+        }
     };
     let (line, column) = position(location);
     Problem { line, column, field: String::new(), reason }
@@ -267,7 +280,7 @@ impl Node {
     pub(crate) fn integer(&self) -> Read<'_, i128> {
         match self.value {
             Value::Integer(value) => Ok(value),
-            _ => Err(self.expected("a number")),
+            _ => Err(self.expected("a whole number")),
         }
     }
 
