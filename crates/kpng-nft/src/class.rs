@@ -168,31 +168,26 @@ impl Class {
 
     /// The element of [`Set::Routes`], if the class forwards anything.
     pub(crate) fn route(&self) -> Option<Element> {
-        let forwards = self.steps().into_iter().find_map(|step| match step {
+        let first = self.steps().into_iter().find_map(|step| match step {
             Step::Forward(forward) => Some(forward),
             _ => None,
-        });
-        let first = forwards?;
+        })?;
         let chain = if self.is_uniform() { first.chain(self.at) } else { self.to_string() };
-        Some(self.verdict(Verdict::Goto(chain)))
+        let value = Value::Verdict(Verdict::Goto(chain));
+        Some(Element { key: self.key(), last: None, value })
     }
 
-    /// The element of [`Set::Refusals`], if the class refuses anything. What reaches the filter
+    /// The set in which frontends of the class are if they refuse anything. What reaches the filter
     /// hooks with the frontend's address was not forwarded.
-    pub(crate) fn refusal(&self) -> Option<Element> {
-        let drops = self.steps().contains(&&Step::Drop);
-        let rejects = self.steps().contains(&&Step::Reject);
-        let verdict = match (drops, rejects, self.guarded) {
-            (false, true, false) => Verdict::Goto(names::REJECT.to_owned()),
-            (false, true, true) => Verdict::Goto(names::GUARDED_REJECT.to_owned()),
-            (true, _, _) | (false, false, true) => Verdict::Drop,
-            (false, false, false) => return None,
-        };
-        Some(self.verdict(verdict))
-    }
-
-    fn verdict(&self, verdict: Verdict) -> Element {
-        Element { key: self.key(), last: None, value: Value::Verdict(verdict) }
+    pub(crate) fn refusal(&self) -> Option<Set> {
+        let refuses = |how: Step| self.steps().contains(&&how);
+        match (self.at, refuses(Step::Drop), refuses(Step::Reject)) {
+            (Place::Vip, true, _) => Some(Set::DroppedServices),
+            (Place::Vip, false, true) => Some(Set::RejectedServices),
+            (Place::NodePort, true, _) => Some(Set::DroppedNodePorts),
+            (Place::NodePort, false, true) => Some(Set::RejectedNodePorts),
+            (_, false, false) => None,
+        }
     }
 
     /// The rules that tell packets apart by where they come from.
@@ -279,12 +274,18 @@ impl Forward {
         let mut key = at.key();
         key.push(Field::Random(self.size));
         let dnat = Statement::DnatMap { key, map: self.list.set(at).name() };
-        let mark = self.masquerade.then_some(Statement::SetMark(mark));
+        // The class has done its duty.
+        let mut first = vec![Statement::ClearPriority];
+        if self.masquerade {
+            first.push(Statement::SetMark(mark));
+        }
         match &self.sticky {
-            None => vec![Rule::new(mark.into_iter().chain([dnat]).collect::<Vec<_>>())],
+            None => {
+                first.push(dnat);
+                vec![Rule::new(first)]
+            }
             Some(chain) => {
-                let jump = Statement::Verdict(Verdict::Jump(chain.clone()));
-                let first = mark.into_iter().chain([jump]).collect::<Vec<_>>();
+                first.push(Statement::Verdict(Verdict::Jump(chain.clone())));
                 vec![Rule::new(first), Rule::new([dnat])]
             }
         }

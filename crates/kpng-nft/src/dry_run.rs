@@ -36,7 +36,6 @@ pub(crate) fn ruleset(plan: &Plan, config: &Config, family: Family) -> text::Rul
     elements.extend(shared.into_iter().map(|(set, ip)| (set, render::shared_element(set, ip))));
     for class in &classes {
         elements.extend(class.route().map(|element| (Set::Routes, element)));
-        elements.extend(class.refusal().map(|element| (Set::Refusals, element)));
         for (name, rules) in class.chains(family, facts, config.mark()) {
             if chains.iter().all(|(other, _)| *other != name) {
                 chains.push((name, rules));

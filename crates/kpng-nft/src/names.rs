@@ -20,7 +20,6 @@ pub(crate) const SERVICES: &str = "services";
 pub(crate) const REFUSED: &str = "refused-services";
 pub(crate) const CLOSED: &str = "cluster-ips-check";
 pub(crate) const REJECT: &str = "reject-chain";
-pub(crate) const GUARDED_REJECT: &str = "reject-permitted-sources";
 
 /// The largest number of clients whose affinity is remembered, per family.
 const AFFINITY_SIZE: u32 = 1 << 20;
@@ -42,8 +41,16 @@ pub(crate) enum Set {
     ServiceNodePorts,
     /// Where a class forwards to.
     Routes,
-    /// How a class refuses what it did not forward.
-    Refusals,
+    /// Frontends that admit only permitted sources.
+    GuardedServices,
+    /// Frontends on virtual addresses that refuse what was not forwarded.
+    RejectedServices,
+    /// Frontends on virtual addresses that drop what was not forwarded.
+    DroppedServices,
+    /// Node ports that refuse what was not forwarded.
+    RejectedNodePorts,
+    /// Node ports that drop what was not forwarded.
+    DroppedNodePorts,
     /// The endpoints of frontends on virtual addresses, numbered.
     Endpoints,
     /// The same for packets from outside, where those have a list of their own.
@@ -70,11 +77,15 @@ pub(crate) enum Set {
 
 impl Set {
     /// All sets, in the order in which they are declared.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::ServiceIps,
         Self::ServiceNodePorts,
         Self::Routes,
-        Self::Refusals,
+        Self::GuardedServices,
+        Self::RejectedServices,
+        Self::DroppedServices,
+        Self::RejectedNodePorts,
+        Self::DroppedNodePorts,
         Self::Endpoints,
         Self::OutsideEndpoints,
         Self::NodePortEndpoints,
@@ -93,7 +104,11 @@ impl Set {
             Self::ServiceIps => "service-ips",
             Self::ServiceNodePorts => "service-nodeports",
             Self::Routes => "routes",
-            Self::Refusals => "refusals",
+            Self::GuardedServices => "guarded-services",
+            Self::RejectedServices => "rejected-services",
+            Self::DroppedServices => "dropped-services",
+            Self::RejectedNodePorts => "rejected-nodeports",
+            Self::DroppedNodePorts => "dropped-nodeports",
             Self::Endpoints => "endpoints",
             Self::OutsideEndpoints => "outside-endpoints",
             Self::NodePortEndpoints => "nodeport-endpoints",
@@ -110,13 +125,17 @@ impl Set {
 
     /// The definition.
     pub(crate) fn def(self) -> SetDef {
-        let class = || Data::Fields(vec![Field::Mark]);
+        let class = || Data::Fields(vec![Field::Priority]);
         let target = || Data::Fields(vec![Field::Daddr, Field::Dport]);
         let (key, data, comment) = match self {
             Self::ServiceIps => (vip_key(), class(), "frontend : class"),
             Self::ServiceNodePorts => (node_port_key(), class(), "node port : class"),
-            Self::Routes => (vec![Field::Mark], Data::Verdict, "class : where it forwards"),
-            Self::Refusals => (vec![Field::Mark], Data::Verdict, "class : how it refuses"),
+            Self::Routes => (vec![Field::Priority], Data::Verdict, "class : where it forwards"),
+            Self::GuardedServices => (vip_key(), Data::None, "see source-ranges"),
+            Self::RejectedServices => (vip_key(), Data::None, "rejected unless forwarded"),
+            Self::DroppedServices => (vip_key(), Data::None, "dropped unless forwarded"),
+            Self::RejectedNodePorts => (node_port_key(), Data::None, "rejected unless forwarded"),
+            Self::DroppedNodePorts => (node_port_key(), Data::None, "dropped unless forwarded"),
             Self::Endpoints | Self::OutsideEndpoints => {
                 (numbered(vip_key()), target(), "frontend . number : endpoint")
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use kpng_core::model::{Family, NamespacedName};
+use kpng_core::model::{Family, NamespacedName, Protocol};
 use kpng_core::plan::{
     Action, At, Frontend, NodeFacts, PodDetection, Pool, PoolId, ServicePlan, Target,
 };
@@ -13,6 +13,7 @@ use kpng_linux::nft::{
     Verdict,
 };
 
+use crate::Config;
 use crate::class::{Class, Place, fnv1a, list_of};
 use crate::names::{self, Set};
 
@@ -48,11 +49,15 @@ pub(crate) fn service(
     objects
 }
 
+/// The element of a set that is a key and nothing else.
+fn in_it(key: Bytes) -> Element {
+    Element { key, last: None, value: Value::None }
+}
+
 /// The element of a shared set for an address.
 pub(crate) fn shared_element(set: Set, address: IpAddr) -> Element {
     let once = Bytes::EMPTY.address(address);
-    let key = if set == Set::Hairpin { once.address(address) } else { once };
-    Element { key, last: None, value: Value::None }
+    in_it(if set == Set::Hairpin { once.address(address) } else { once })
 }
 
 /// The key of a frontend in the map of its place.
@@ -82,8 +87,17 @@ impl Renderer<'_> {
             Place::NodePort => Set::ServiceNodePorts,
         };
         let key = frontend_key(frontend);
-        objects.elements.push((set, Element { key, last: None, value: Value::Data(class.key()) }));
-        objects.classes.insert(class);
+        if let Some(set) = class.refusal() {
+            objects.elements.push((set, in_it(key)));
+        }
+        if frontend.sources.is_some() {
+            objects.elements.push((Set::GuardedServices, in_it(key)));
+        }
+        if class.route().is_some() {
+            let value = Value::Data(class.key());
+            objects.elements.push((set, Element { key, last: None, value }));
+            objects.classes.insert(class);
+        }
         objects.elements.extend(source_ranges(frontend).map(|range| (Set::SourceRanges, range)));
 
         let mut done = Vec::new();
@@ -186,108 +200,133 @@ pub(crate) struct Skeleton {
     pub(crate) elements: Vec<(Set, Element)>,
 }
 
-/// The constant part of a table.
-pub(crate) fn skeleton(family: Family, facts: &NodeFacts, config: &crate::Config) -> Skeleton {
-    let mut skeleton = Skeleton::default();
-    let mut chain = |name: &str, hook: Option<(HookKind, HookPoint, i32)>, rules: Vec<Rule>| {
-        let hook = hook.map(|(kind, point, priority)| Hook { kind, point, priority });
-        skeleton.chains.push((Chain { name: name.to_owned(), hook }, rules));
-    };
-    let jump = |chain: &str| Statement::Verdict(Verdict::Jump(chain.to_owned()));
-    let goto = |chain: &str| Statement::Verdict(Verdict::Goto(chain.to_owned()));
-    let drop = || Statement::Verdict(Verdict::Drop);
-    let new = || Statement::Connection(Connection::New);
-    let daddr_in = |set: Set| in_set(vec![Field::Daddr], set);
-
-    chain(
-        names::REJECT,
-        None,
-        vec![
-            Rule::new([Statement::L4Proto(6), Statement::RejectWithReset]),
-            Rule::new([Statement::Reject]),
-        ],
-    );
-    let stranger =
-        Statement::InSet { key: names::guard_key(), set: Set::SourceRanges.name(), negate: true };
-    chain(
-        names::GUARDED_REJECT,
-        None,
-        vec![Rule::new([stranger, drop()]), Rule::new([goto(names::REJECT)])],
-    );
-    chain(names::SERVICES, None, dispatch(Set::Routes));
-    chain(names::REFUSED, None, dispatch(Set::Refusals));
-    chain(
-        names::CLOSED,
-        None,
-        vec![
-            Rule::new([daddr_in(Set::ClusterIps), goto(names::REJECT)]),
-            Rule::new([daddr_in(Set::ServiceCidrs), drop()]),
-        ],
-    );
-
-    use HookKind::{Filter, Nat};
-    use HookPoint::{Forward, Input, Output, Postrouting, Prerouting};
-    let mut martians = Vec::new();
-    if facts.localhost_node_ports && family == Family::V4 {
-        // With route_localnet the kernel would route these from outside (CVE-2020-8558).
-        let statements = [Statement::NotFromLoopback, Statement::DaddrInLoopbackNet, drop()];
-        martians.push(Rule::new(statements));
-    }
-    chain(names::FILTER_PREROUTING, Some((Filter, Prerouting, -110)), martians);
-    chain(
-        names::FILTER_INPUT,
-        Some((Filter, Input, -110)),
-        vec![Rule::new([new(), jump(names::REFUSED)])],
-    );
-    let mut forward = Vec::new();
-    if !config.conntrack_be_liberal {
-        let invalid = || Statement::Connection(Connection::Invalid);
-        let from_endpoint = in_set(vec![Field::Saddr, Field::Saddr], Set::Hairpin);
-        forward.push(Rule::new([invalid(), from_endpoint, drop()]));
-        forward.push(Rule::new([invalid(), daddr_in(Set::ClusterIps), drop()]));
-    }
-    forward.push(Rule::new([new(), jump(names::REFUSED)]));
-    forward.push(Rule::new([new(), jump(names::CLOSED)]));
-    chain(names::FILTER_FORWARD, Some((Filter, Forward, -110)), forward);
-    chain(
-        names::FILTER_OUTPUT,
-        Some((Filter, Output, -90)),
-        vec![Rule::new([new(), jump(names::REFUSED)]), Rule::new([new(), jump(names::CLOSED)])],
-    );
-    chain(
-        names::NAT_PREROUTING,
-        Some((Nat, Prerouting, -100)),
-        vec![Rule::new([jump(names::SERVICES)])],
-    );
-    chain(names::NAT_OUTPUT, Some((Nat, Output, -100)), vec![Rule::new([jump(names::SERVICES)])]);
-    let hairpin = in_set(vec![Field::Saddr, Field::Daddr], Set::Hairpin);
-    chain(
-        names::NAT_POSTROUTING,
-        Some((Nat, Postrouting, 100)),
-        vec![
-            Rule::new([
-                Statement::MarkHas(config.mark()),
-                Statement::ClearMark(config.mark()),
-                Statement::Masquerade,
-            ]),
-            Rule::new([Statement::Connection(Connection::Dnat), hairpin, Statement::Masquerade]),
-        ],
-    );
-    skeleton.elements = node_elements(family, facts);
-    skeleton
+/// The constant part of a table. Chains that others refer to come first.
+pub(crate) fn skeleton(family: Family, facts: &NodeFacts, config: &Config) -> Skeleton {
+    let inner = [
+        (names::REJECT, reject()),
+        (names::SERVICES, dispatch()),
+        (names::REFUSED, refuse()),
+        (names::CLOSED, close()),
+    ];
+    let inner = inner.map(|(name, rules)| (Chain { name: name.to_owned(), hook: None }, rules));
+    let localhost = facts.localhost_node_ports && family == Family::V4;
+    let chains = inner.into_iter().chain(base_chains(localhost, config)).collect();
+    Skeleton { chains, elements: node_elements(family, facts) }
 }
 
-/// The look-up of a packet's frontend, first by its address, then by its node port.
-fn dispatch(verdicts: Set) -> Vec<Rule> {
-    let look_up =
-        |key, map: Set| Statement::Dispatch { key, map: map.name(), verdicts: verdicts.name() };
+/// Where packets come in. The priorities are those that kube-proxy documents: ours happen just
+/// before and after the kernel's destination NAT at -100.
+fn base_chains(localhost: bool, config: &Config) -> Vec<(Chain, Vec<Rule>)> {
+    use HookKind::{Filter, Nat};
+    use HookPoint::{Forward, Input, Output, Postrouting, Prerouting};
+    let new = |chain| Rule::new([Statement::Connection(Connection::New), jump(chain)]);
+    let refuse_and_close = || vec![new(names::REFUSED), new(names::CLOSED)];
+    let mut forward = if config.conntrack_be_liberal { Vec::new() } else { drop_invalid() };
+    forward.extend(refuse_and_close());
+    let martians = if localhost { drop_martians() } else { Vec::new() };
+    let services = || vec![Rule::new([jump(names::SERVICES)])];
+    let base = |name: &str, kind, point, priority, rules| {
+        let hook = Some(Hook { kind, point, priority });
+        (Chain { name: name.to_owned(), hook }, rules)
+    };
     vec![
-        Rule::new([look_up(names::vip_key(), Set::ServiceIps)]),
-        Rule::new([
-            in_set(vec![Field::Daddr], Set::NodePortIps),
-            look_up(names::node_port_key(), Set::ServiceNodePorts),
-        ]),
+        base(names::FILTER_PREROUTING, Filter, Prerouting, -110, martians),
+        base(names::FILTER_INPUT, Filter, Input, -110, vec![new(names::REFUSED)]),
+        base(names::FILTER_FORWARD, Filter, Forward, -110, forward),
+        base(names::FILTER_OUTPUT, Filter, Output, -90, refuse_and_close()),
+        base(names::NAT_PREROUTING, Nat, Prerouting, -100, services()),
+        base(names::NAT_OUTPUT, Nat, Output, -100, services()),
+        base(names::NAT_POSTROUTING, Nat, Postrouting, 100, masquerade(config.mark())),
     ]
+}
+
+fn reject() -> Vec<Rule> {
+    let tcp = Statement::L4Proto(Protocol::Tcp.number());
+    vec![Rule::new([tcp, Statement::RejectWithReset]), Rule::new([Statement::Reject])]
+}
+
+/// The look-up of a packet's frontend, first by its address, then by its node port. A class number
+/// has to be somewhere between the map that gives it and the map that takes it, and nft 1.0.6 ends
+/// with a failed assertion when it lists a rule that keeps it in a register: so it passes through
+/// the packet's priority, which is cleared when the class's chain is reached.
+fn dispatch() -> Vec<Rule> {
+    let classify = |key, map: Set| Statement::SetPriority { key, map: map.name() };
+    let go = || Statement::VerdictMap { key: vec![Field::Priority], map: Set::Routes.name() };
+    let to_node = in_set(vec![Field::Daddr], Set::NodePortIps);
+    vec![
+        Rule::new([classify(names::vip_key(), Set::ServiceIps), go()]),
+        Rule::new([to_node, classify(names::node_port_key(), Set::ServiceNodePorts), go()]),
+    ]
+}
+
+/// What becomes of packets to frontends that were not forwarded.
+fn refuse() -> Vec<Rule> {
+    let vip = |set| in_set(names::vip_key(), set);
+    let node_port = |set, verdict| {
+        let to_node = in_set(vec![Field::Daddr], Set::NodePortIps);
+        Rule::new([to_node, in_set(names::node_port_key(), set), verdict])
+    };
+    let stranger = not_in_set(names::guard_key(), Set::SourceRanges);
+    vec![
+        Rule::new([vip(Set::GuardedServices), stranger, drop()]),
+        Rule::new([vip(Set::RejectedServices), goto(names::REJECT)]),
+        Rule::new([vip(Set::DroppedServices), drop()]),
+        node_port(Set::RejectedNodePorts, goto(names::REJECT)),
+        node_port(Set::DroppedNodePorts, drop()),
+    ]
+}
+
+/// What becomes of packets to cluster IPs that belong to no frontend.
+fn close() -> Vec<Rule> {
+    let daddr = || vec![Field::Daddr];
+    vec![
+        Rule::new([in_set(daddr(), Set::ClusterIps), goto(names::REJECT)]),
+        Rule::new([in_set(daddr(), Set::ServiceCidrs), drop()]),
+    ]
+}
+
+/// Packets of our connections that fit none: they would reach the other side without address
+/// translation, which answers with a reset. A packet belongs to us when it comes from an endpoint or
+/// goes to a cluster IP.
+fn drop_invalid() -> Vec<Rule> {
+    let invalid = || Statement::Connection(Connection::Invalid);
+    let from_endpoint = in_set(vec![Field::Saddr, Field::Saddr], Set::Hairpin);
+    let to_cluster_ip = in_set(vec![Field::Daddr], Set::ClusterIps);
+    vec![
+        Rule::new([invalid(), from_endpoint, drop()]),
+        Rule::new([invalid(), to_cluster_ip, drop()]),
+    ]
+}
+
+/// With route_localnet, which node ports on 127.0.0.1 need, the kernel would let packets to it in
+/// from outside (CVE-2020-8558).
+fn drop_martians() -> Vec<Rule> {
+    vec![Rule::new([Statement::NotFromLoopback, Statement::DaddrInLoopbackNet, drop()])]
+}
+
+fn masquerade(mark: u32) -> Vec<Rule> {
+    let marked = [Statement::MarkHas(mark), Statement::ClearMark(mark), Statement::Masquerade];
+    let hairpin = in_set(vec![Field::Saddr, Field::Daddr], Set::Hairpin);
+    vec![
+        Rule::new(marked),
+        Rule::new([Statement::Connection(Connection::Dnat), hairpin, Statement::Masquerade]),
+    ]
+}
+
+fn jump(chain: &str) -> Statement {
+    Statement::Verdict(Verdict::Jump(chain.to_owned()))
+}
+
+fn goto(chain: &str) -> Statement {
+    Statement::Verdict(Verdict::Goto(chain.to_owned()))
+}
+
+fn drop() -> Statement {
+    Statement::Verdict(Verdict::Drop)
+}
+
+fn not_in_set(key: Vec<Field>, set: Set) -> Statement {
+    Statement::InSet { key, set: set.name(), negate: true }
 }
 
 fn in_set(key: Vec<Field>, set: Set) -> Statement {
@@ -300,8 +339,7 @@ fn node_elements(family: Family, facts: &NodeFacts) -> Vec<(Set, Element)> {
     let node_ips: BTreeSet<IpAddr> =
         facts.node_port_addresses.iter().copied().chain(localhost).collect();
     for ip in node_ips.into_iter().filter(|ip| Family::of(*ip) == family) {
-        let key = Bytes::EMPTY.address(ip);
-        elements.push((Set::NodePortIps, Element { key, last: None, value: Value::None }));
+        elements.push((Set::NodePortIps, in_it(Bytes::EMPTY.address(ip))));
     }
     let pod_cidrs = match &facts.pods {
         PodDetection::Cidrs(cidrs) => &cidrs[..],

@@ -284,8 +284,8 @@ impl TableState {
             self.write_chain(batch, &name, &rules);
             self.chains.entry(name).and_modify(|chain| chain.users += 1);
         }
-        for (set, element) in verdicts(class) {
-            self.add(set, element);
+        if let Some(route) = class.route() {
+            self.add(Set::Routes, route);
         }
     }
 
@@ -302,8 +302,8 @@ impl TableState {
             return;
         }
         self.classes.remove(class);
-        for (set, element) in verdicts(class) {
-            self.delete(set, element);
+        if let Some(route) = class.route() {
+            self.delete(Set::Routes, route);
         }
         for (name, _) in class.chains(self.family, facts, self.mark) {
             let Some(chain) = self.chains.get_mut(&name) else { continue };
@@ -346,13 +346,6 @@ impl TableState {
             stale.push(name.to_owned());
         }
     }
-}
-
-/// The verdicts of a class, in the maps that give them.
-fn verdicts(class: &Class) -> impl Iterator<Item = (Set, Element)> {
-    let route = class.route().map(|element| (Set::Routes, element));
-    let refusal = class.refusal().map(|element| (Set::Refusals, element));
-    route.into_iter().chain(refusal)
 }
 
 /// The endpoint that an element stands for.

@@ -342,7 +342,7 @@ fn types(family: TableFamily, fields: &[Field]) -> u32 {
         (Field::Saddr | Field::Daddr, TableFamily::Ip6) => 8,
         (Field::L4Proto, _) => 12,
         (Field::Dport, _) => 13,
-        (Field::Mark, _) => 19,
+        (Field::Priority, _) => 23,
         (Field::Random(_) | Field::Constant(_), _) => 4,
     };
     fields.iter().fold(0, |types, field| (types << 6) | of(field))

@@ -52,7 +52,7 @@ impl Bytes {
         self.component(&port.to_be_bytes())
     }
 
-    /// Appends a number in host order: a mark, or the result of `numgen`.
+    /// Appends a number in host order: a priority, or the result of `numgen`.
     #[must_use]
     pub fn number(self, number: u32) -> Self {
         self.component(&number.to_ne_bytes())

@@ -17,6 +17,7 @@ const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const LIST_ELEMENT: u16 = 1;
 
+const META_PRIORITY: u32 = 2;
 const META_MARK: u32 = 3;
 const META_IIF: u32 = 4;
 const META_IIFNAME: u32 = 6;
@@ -85,7 +86,7 @@ impl Field {
             Self::Saddr | Self::Daddr => family.address_len(),
             Self::L4Proto => 1,
             Self::Dport => 2,
-            Self::Mark | Self::Random(_) | Self::Constant(_) => 4,
+            Self::Priority | Self::Random(_) | Self::Constant(_) => 4,
         }
     }
 }
@@ -143,10 +144,18 @@ impl Encoder<'_> {
             }
             Statement::SetMark(bit) => self.change_mark(!bit, *bit),
             Statement::ClearMark(bit) => self.change_mark(!bit, 0),
-            Statement::Dispatch { key, map, verdicts } => {
+            Statement::SetPriority { key, map } => {
                 self.load(key);
                 self.lookup(map, first, Some(first), false);
-                self.lookup(verdicts, first, Some(VERDICT_REGISTER), false);
+                self.set_meta(META_PRIORITY);
+            }
+            Statement::ClearPriority => {
+                self.immediate(first, &0_u32.to_ne_bytes());
+                self.set_meta(META_PRIORITY);
+            }
+            Statement::VerdictMap { key, map } => {
+                self.load(key);
+                self.lookup(map, first, Some(VERDICT_REGISTER), false);
             }
             Statement::Update { set, key, timeout } => {
                 self.load(key);
@@ -205,7 +214,7 @@ impl Encoder<'_> {
             Field::Daddr => self.payload(NETWORK_HEADER, destination, length, register),
             Field::Dport => self.payload(TRANSPORT_HEADER, 2, 2, register),
             Field::L4Proto => self.load_meta(META_L4PROTO, register),
-            Field::Mark => self.load_meta(META_MARK, register),
+            Field::Priority => self.load_meta(META_PRIORITY, register),
             Field::Random(modulus) => self.numgen(modulus, 0, register),
             Field::Constant(value) => self.numgen(1, value, register),
         }
@@ -281,8 +290,12 @@ impl Encoder<'_> {
     fn change_mark(&mut self, mask: u32, xor: u32) {
         self.meta(META_MARK);
         self.bitwise(mask, xor);
+        self.set_meta(META_MARK);
+    }
+
+    fn set_meta(&mut self, key: u32) {
         self.expression("meta", |m| {
-            m.put_u32_be(2, META_MARK);
+            m.put_u32_be(2, key);
             m.put_u32_be(3, FIRST_REGISTER);
         });
     }

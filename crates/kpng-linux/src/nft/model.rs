@@ -67,8 +67,8 @@ pub enum Field {
     L4Proto,
     /// `th dport`.
     Dport,
-    /// `meta mark`.
-    Mark,
+    /// `meta priority`: what the kernel's queueing disciplines sort by.
+    Priority,
     /// `numgen random mod N`: a uniform random number below N.
     Random(u32),
     /// `numgen random mod 1 offset N`: always N. A constant that nft can read as part of a key.
@@ -289,14 +289,21 @@ pub enum Statement {
     SetMark(u32),
     /// `meta mark set meta mark & ~BIT`.
     ClearMark(u32),
-    /// `KEY map @MAP vmap @VERDICTS`. Text has no such statement: there, the two maps become one.
-    Dispatch {
-        /// The key of `map`.
+    /// `meta priority set KEY map @MAP`. Does not hold when the key is not in the map.
+    SetPriority {
+        /// The key.
         key: Vec<Field>,
-        /// A map to a mark.
+        /// A map to a priority.
         map: &'static str,
-        /// A map from that mark to a verdict.
-        verdicts: &'static str,
+    },
+    /// `meta priority set none`.
+    ClearPriority,
+    /// `KEY vmap @MAP`.
+    VerdictMap {
+        /// The key.
+        key: Vec<Field>,
+        /// A map to a verdict.
+        map: &'static str,
     },
     /// `update @SET { KEY timeout T }`: adds the key, or starts its timeout again. Does not hold
     /// when the set is full.

@@ -1,9 +1,5 @@
 //! A ruleset as text that `nft -f` reads and people do too.
-//!
-//! nft's own parser has no `KEY map @MAP vmap @VERDICTS`, so the two maps of a
-//! [`Statement::Dispatch`] become one verdict map of the same content here.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -46,14 +42,8 @@ impl Renderer<'_> {
         // Declared first so that the deletion cannot fail.
         writeln!(self.out, "table {family} {name}\ndelete table {family} {name}")?;
         writeln!(self.out, "table {family} {name} {{")?;
-        let folded = self.folded_sets();
         for (set, elements) in &ruleset.sets {
-            if !folded.values().any(|(map, verdicts)| *map == set.name || *verdicts == set.name) {
-                self.set(set.name, set, elements)?;
-            }
-        }
-        for (name, (map, verdicts)) in &folded {
-            self.folded_set(name, map, verdicts)?;
+            self.set(set, elements)?;
         }
         for (chain, rules) in &ruleset.chains {
             self.chain(chain, rules)?;
@@ -61,42 +51,8 @@ impl Renderer<'_> {
         writeln!(self.out, "}}")
     }
 
-    /// The verdict maps that take the place of pairs of maps, by name.
-    fn folded_sets(&self) -> BTreeMap<String, (&'static str, &'static str)> {
-        let statements = self.ruleset.chains.iter().flat_map(|(_, rules)| rules);
-        let mut folded = BTreeMap::new();
-        for statement in statements.flat_map(|rule| &rule.statements) {
-            if let Statement::Dispatch { map, verdicts, .. } = statement {
-                folded.insert(folded_name(map, verdicts), (*map, *verdicts));
-            }
-        }
-        folded
-    }
-
-    fn find_set(&self, name: &str) -> Option<&(SetDef, Vec<Element>)> {
-        self.ruleset.sets.iter().find(|(set, _)| set.name == name)
-    }
-
-    fn folded_set(&mut self, name: &str, map: &str, verdicts: &str) -> std::fmt::Result {
-        let (Some((map, keys)), Some((_, verdicts))) = (self.find_set(map), self.find_set(verdicts))
-        else {
-            return Ok(());
-        };
-        let verdict = |number: &Bytes| {
-            verdicts.iter().find(|element| element.key == *number).map(|element| &element.value)
-        };
-        let fold = |element: &Element| match &element.value {
-            Value::Data(number) => {
-                verdict(number).map(|value| Element { value: value.clone(), ..element.clone() })
-            }
-            _ => None,
-        };
-        let elements: Vec<_> = keys.iter().filter_map(fold).collect();
-        let map = SetDef { data: Data::Verdict, ..map.clone() };
-        self.set(name, &map, &elements)
-    }
-
-    fn set(&mut self, name: &str, set: &SetDef, elements: &[Element]) -> std::fmt::Result {
+    fn set(&mut self, set: &SetDef, elements: &[Element]) -> std::fmt::Result {
+        let name = set.name;
         let kind = if set.data == Data::None { "set" } else { "map" };
         let key = self.key(&declared(&set.key));
         write!(self.out, "\t{kind} {name} {{\n\t\ttypeof {key}")?;
@@ -190,9 +146,11 @@ impl Renderer<'_> {
             Statement::MarkHas(bit) => format!("meta mark & {bit:#x} == {bit:#x}"),
             Statement::SetMark(bit) => format!("meta mark set meta mark | {bit:#x}"),
             Statement::ClearMark(bit) => format!("meta mark set meta mark & {:#x}", !bit),
-            Statement::Dispatch { key, map, verdicts } => {
-                format!("{} vmap @{}", self.key(key), folded_name(map, verdicts))
+            Statement::SetPriority { key, map } => {
+                format!("meta priority set {} map @{map}", self.key(key))
             }
+            Statement::ClearPriority => "meta priority set none".to_owned(),
+            Statement::VerdictMap { key, map } => format!("{} vmap @{map}", self.key(key)),
             Statement::Update { set, key, timeout } => {
                 format!("update @{set} {{ {} timeout {}s }}", self.key(key), timeout.as_secs())
             }
@@ -221,7 +179,7 @@ impl Renderer<'_> {
                 Field::Daddr => format!("{family} daddr"),
                 Field::L4Proto => "meta l4proto".to_owned(),
                 Field::Dport => "th dport".to_owned(),
-                Field::Mark => "meta mark".to_owned(),
+                Field::Priority => "meta priority".to_owned(),
                 Field::Random(modulus) => format!("numgen random mod {modulus}"),
                 Field::Constant(number) => format!("numgen random mod 1 offset {number}"),
             })
@@ -239,10 +197,6 @@ fn declared(fields: &[Field]) -> Vec<Field> {
     fields.iter().map(declared).collect()
 }
 
-fn folded_name(map: &str, verdicts: &str) -> String {
-    format!("{map}-{verdicts}")
-}
-
 fn value(field: Field, bytes: Option<&[u8]>) -> String {
     let number = |bytes: &[u8]| bytes.try_into().map(u32::from_ne_bytes).unwrap_or_default();
     match (field, bytes) {
@@ -254,7 +208,10 @@ fn value(field: Field, bytes: Option<&[u8]>) -> String {
         },
         (Field::L4Proto, Some(bytes)) => protocol(bytes[0]),
         (Field::Dport, Some(bytes)) => u16::from_be_bytes([bytes[0], bytes[1]]).to_string(),
-        (Field::Mark, Some(bytes)) => format!("{:#x}", number(bytes)),
+        (Field::Priority, Some(bytes)) => {
+            let number = number(bytes);
+            format!("{:x}:{:x}", number >> 16, number & 0xffff)
+        }
         (Field::Random(_) | Field::Constant(_), Some(bytes)) => number(bytes).to_string(),
     }
 }

@@ -1,0 +1,178 @@
+//! The backend against a real kernel: the conformance table by real packets, restarts, and what
+//! nft makes of our objects.
+
+#![expect(clippy::disallowed_methods, reason = "nft, the program, is the judge of what it reads")]
+
+use std::process::Command;
+
+use kpng_core::Backend;
+use kpng_core::plan::{Plan, Planner};
+use kpng_nft::{Config, Nft, ruleset_text};
+use kpng_testkit::cases::{CASES, PORTS};
+use kpng_testkit::conformance::{OnNode, all_services, check_packets, plan, plan_of};
+use kpng_testkit::network::{Host, Network, Topology};
+
+fn network() -> Option<Network> {
+    let network = Network::new(Topology { pods: 4, remote_pods: 2 })?;
+    for pod in network.pods.iter().chain(&network.remote_pods) {
+        pod.serve(PORTS);
+    }
+    network.node.run(|| {
+        kpng_linux::sysctl::set("net/ipv4/conf/all/route_localnet", "1").unwrap();
+    });
+    Some(network)
+}
+
+fn nft_backend() -> Box<dyn Backend> {
+    Box::new(Nft::open(Config::default()).unwrap())
+}
+
+/// Runs nft in the host's namespace, with `input` on its standard input.
+fn nft(host: &Host, arguments: &[&str], input: &str) -> String {
+    let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    let input = input.to_owned();
+    host.run(move || {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &input).unwrap();
+        let mut command = Command::new("nft");
+        command.args(&arguments);
+        if !input.is_empty() {
+            command.arg("-f").arg(file.path());
+        }
+        let output = command.output().expect("nft is installed (apt-get install nftables)");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "nft {arguments:?}: {errors}\n{input}");
+        String::from_utf8(output.stdout).unwrap()
+    })
+}
+
+#[test]
+fn packets_go_where_the_plan_says() {
+    let Some(network) = network() else { return };
+    let node = OnNode::new(&network, nft_backend);
+    let mut before = Plan::default();
+    node.sync(&before, None);
+    let mut wrong = Vec::new();
+    // From each state straight to the next: the difference is what gets written.
+    for case in CASES {
+        let planner = plan(case);
+        node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
+        wrong.extend(check_packets(case, &network));
+        before = planner.plan().clone();
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn packets_go_where_the_text_says() {
+    let Some(network) = network() else { return };
+    let mut wrong = Vec::new();
+    for case in CASES {
+        let text = ruleset_text(plan(case).plan(), &Config::default());
+        nft(&network.node, &[], &text);
+        wrong.extend(check_packets(case, &network));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What nft lists, without what changes by itself.
+fn listed(host: &Host) -> String {
+    let both = ["ip", "ip6"].map(|family| nft(host, &["list", "table", family, "kpng"], ""));
+    both.concat()
+}
+
+/// All cases in one state.
+fn everything() -> Planner {
+    let mut text = String::new();
+    for (number, case) in
+        CASES.iter().enumerate().filter(|(_, case)| !case.cluster.contains("node "))
+    {
+        text.push_str(&case.cluster.replace(" t/", &format!(" t{number}/")));
+    }
+    plan_of(&text)
+}
+
+#[test]
+fn nft_lists_what_we_write_and_takes_over_on_restart() {
+    let Some(network) = network() else { return };
+    let planner = everything();
+    let node = OnNode::new(&network, nft_backend);
+    node.sync(planner.plan(), None);
+    let first = listed(&network.node);
+    assert!(first.contains("map @service-ips meta priority vmap @routes"), "{first}");
+    let handles = nft(&network.node, &["-a", "list", "table", "ip", "kpng"], "");
+
+    let restarted = OnNode::new(&network, nft_backend);
+    restarted.sync(planner.plan(), None);
+    assert_eq!(nft(&network.node, &["-a", "list", "table", "ip", "kpng"], ""), handles);
+    assert!(!restarted.disturbed());
+    assert!(node.disturbed() == false, "the restart changed nothing, so nobody is disturbed");
+}
+
+#[test]
+fn a_restart_with_another_state_changes_only_the_difference() {
+    let Some(network) = network() else { return };
+    let node = OnNode::new(&network, nft_backend);
+    for pair in CASES.windows(2) {
+        let (before, after) = (plan(&pair[0]), plan(&pair[1]));
+        node.sync(before.plan(), None);
+        let restarted = OnNode::new(&network, nft_backend);
+        restarted.sync(after.plan(), None);
+        let adopted = listed(&network.node);
+        restarted.cleanup();
+        restarted.sync(after.plan(), None);
+        assert_eq!(sorted(&adopted), sorted(&listed(&network.node)), "{}", pair[1].name);
+    }
+}
+
+/// The numbers of endpoints depend on what was there before: `KEY . NUMBER : ENDPOINT` without them.
+fn unnumbered(line: &str) -> String {
+    match line.split_once(" : ") {
+        Some((key, endpoint)) if endpoint.contains(" . ") && !line.starts_with("typeof") => {
+            let key = key.rsplit_once(" . ").map_or(key, |(key, _)| key);
+            format!("{key} : {endpoint}")
+        }
+        _ => line.to_owned(),
+    }
+}
+
+/// Lines without order, and without the chains that wait empty for their deletion.
+fn sorted(listing: &str) -> Vec<String> {
+    let blocks = listing.split("\n\n").map(|block| {
+        let mut lines: Vec<_> =
+            block.split([',', '\n', '{', '}']).map(|line| unnumbered(line.trim())).collect();
+        lines.retain(|line| !line.is_empty());
+        lines.sort_unstable();
+        lines
+    });
+    let mut blocks: Vec<_> = blocks.filter(|lines| lines.len() > 1).collect();
+    blocks.sort_unstable();
+    blocks.concat()
+}
+
+#[test]
+fn others_changes_are_noticed_and_repaired() {
+    let Some(network) = network() else { return };
+    let planner = everything();
+    let node = OnNode::new(&network, nft_backend);
+    node.sync(planner.plan(), None);
+    assert!(!node.disturbed());
+    let intact = listed(&network.node);
+    for change in [
+        "delete table ip kpng",
+        "flush chain ip6 kpng services",
+        "flush map ip kpng service-ips",
+        "add rule ip kpng services drop",
+        "delete table ip kpng; delete table ip6 kpng",
+    ] {
+        nft(&network.node, &[], change);
+        assert!(node.disturbed(), "{change}");
+        node.sync(planner.plan(), None);
+        assert_eq!(sorted(&listed(&network.node)), sorted(&intact), "{change}");
+        assert!(!node.disturbed(), "{change}");
+    }
+    nft(&network.node, &[], "add table ip other; add chain ip other services");
+    assert!(!node.disturbed(), "other tables are none of our business");
+    node.cleanup();
+    assert_eq!(nft(&network.node, &["list", "tables"], ""), "table ip other\n");
+}
