@@ -1,0 +1,266 @@
+//! The conformance table, run: by the plan itself, and by any backend with real packets.
+//!
+//! A packet is written `FROM -> TO:PORT[/PROTOCOL] = OUTCOME`, where the outcome is `reject`,
+//! `drop`, `pass`, or the pods that may answer, each with `*` when its packets are masqueraded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+
+use kpng_core::Backend;
+use kpng_core::model::{Family, NamespacedName, Protocol};
+use kpng_core::plan::{Packet, Plan, Planner, Verdict};
+
+use crate::cases::Case;
+use crate::fixture::{NODE, address, fixture};
+use crate::network::{Host, Network, Outcome};
+
+/// What must become of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Expected {
+    Reject,
+    Drop,
+    Pass,
+    /// The pods that answer, and whether they see a masqueraded source.
+    Answers(BTreeMap<String, bool>),
+}
+
+struct Probe<'a> {
+    from: &'a str,
+    to: &'a str,
+    port: u16,
+    protocol: Protocol,
+    expected: Expected,
+}
+
+impl<'a> Probe<'a> {
+    fn parse(text: &'a str) -> Self {
+        let (from, rest) = text.split_once(" -> ").expect("a packet has a source");
+        let (to, outcome) = rest.split_once(" = ").expect("a packet has an outcome");
+        let (to, port) = to.rsplit_once(':').expect("a packet has a port");
+        let (port, protocol) = port.split_once('/').unwrap_or((port, "TCP"));
+        let expected = match outcome {
+            "reject" => Expected::Reject,
+            "drop" => Expected::Drop,
+            "pass" => Expected::Pass,
+            pods => Expected::Answers(
+                pods.split(',')
+                    .map(|pod| (pod.trim_end_matches('*').to_owned(), pod.ends_with('*')))
+                    .collect(),
+            ),
+        };
+        Self {
+            from,
+            to,
+            port: port.parse().expect("a port"),
+            protocol: Protocol::from_name(protocol).expect("a protocol"),
+            expected,
+        }
+    }
+
+    fn packet(&self, family: Family, interface: &'a str) -> Packet<'a> {
+        let from_node = self.from.starts_with("node");
+        Packet {
+            source: address(self.from, family),
+            interface: (!from_node).then_some(interface),
+            from_node,
+            destination: address(self.to, family),
+            protocol: self.protocol,
+            port: self.port,
+        }
+    }
+}
+
+/// The plan of a case.
+pub fn plan(case: &Case) -> Planner {
+    plan_of(case.cluster)
+}
+
+/// The plan of a cluster in the language of fixtures.
+pub fn plan_of(cluster: &str) -> Planner {
+    let fixture = fixture(cluster);
+    let mut planner = Planner::new(NODE, fixture.facts);
+    let update = fixture.store.reader().try_next().expect("the fixture is synced");
+    planner.update(&update);
+    planner
+}
+
+/// Compares the case with what `Plan::decide` says.
+///
+/// # Panics
+/// When they differ.
+pub fn check_plan(case: &Case) {
+    let planner = plan(case);
+    for text in case.packets {
+        let probe = Probe::parse(text);
+        for family in families(&probe) {
+            let interface = match probe.from {
+                from if from.starts_with("pod") => format!("veth-{from}"),
+                _ => "eth0".to_owned(),
+            };
+            let packet = probe.packet(family, &interface);
+            let found = decided(planner.plan(), &packet, family);
+            assert_eq!(found, probe.expected, "{}: {text} ({})", case.name, family.name());
+        }
+    }
+}
+
+/// The node's loopback can be had for IPv4 only.
+fn families(probe: &Probe<'_>) -> impl Iterator<Item = Family> {
+    let only_v4 = probe.to == "localhost";
+    Family::ALL.into_iter().filter(move |family| !only_v4 || *family == Family::V4)
+}
+
+fn decided(plan: &Plan, packet: &Packet<'_>, family: Family) -> Expected {
+    let verdict = plan.decide(packet);
+    match &verdict {
+        Verdict::Pass => Expected::Pass,
+        Verdict::Reject => Expected::Reject,
+        Verdict::Drop => Expected::Drop,
+        Verdict::Forward { pool, .. } => Expected::Answers(
+            pool.targets
+                .iter()
+                .map(|target| {
+                    let name = pod_name(target.address, family);
+                    (name, verdict.masquerades(packet, *target))
+                })
+                .collect(),
+        ),
+    }
+}
+
+fn pod_name(ip: IpAddr, family: Family) -> String {
+    let names = (1..=9).flat_map(|n| [format!("pod{n}"), format!("remote{n}")]);
+    let mut names = names.filter(|name| address(name, family) == ip);
+    names.next().unwrap_or_else(|| ip.to_string())
+}
+
+/// A backend on the node of a virtual network. All its calls happen in the node's namespace.
+pub struct OnNode<'a> {
+    network: &'a Network,
+    backend: Arc<Mutex<Box<dyn Backend>>>,
+}
+
+impl<'a> OnNode<'a> {
+    /// Makes the backend in the node's namespace.
+    pub fn new(
+        network: &'a Network,
+        make: impl FnOnce() -> Box<dyn Backend> + Send + 'static,
+    ) -> Self {
+        Self { network, backend: Arc::new(Mutex::new(network.node.run(make))) }
+    }
+
+    /// Calls the backend's `sync`.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn sync(&self, plan: &Plan, changed: Option<Vec<NamespacedName>>) {
+        let (backend, plan) = (Arc::clone(&self.backend), plan.clone());
+        self.network.node.run(move || {
+            let mut backend = backend.lock().expect("no call panicked");
+            backend.sync(&plan, changed.as_deref()).expect("the backend accepts every plan");
+        });
+    }
+
+    /// Calls the backend's `disturbed`.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn disturbed(&self) -> bool {
+        let backend = Arc::clone(&self.backend);
+        self.network.node.run(move || {
+            let mut backend = backend.lock().expect("no call panicked");
+            backend.disturbed().expect("the backend knows")
+        })
+    }
+
+    /// Calls the backend's `cleanup`.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn cleanup(&self) {
+        let backend = Arc::clone(&self.backend);
+        self.network.node.run(move || {
+            let mut backend = backend.lock().expect("no call panicked");
+            backend.cleanup().expect("cleanup works");
+        });
+    }
+}
+
+/// All services of two plans: what a pipeline would say changed at most.
+pub fn all_services(before: &Plan, after: &Plan) -> Vec<NamespacedName> {
+    let keys: BTreeSet<_> = before.services().keys().chain(after.services().keys()).collect();
+    keys.into_iter().cloned().collect()
+}
+
+/// Sends the packets of a case through the network, and returns what is not as it must be.
+pub fn check_packets(case: &Case, network: &Network) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for text in case.packets {
+        let probe = Probe::parse(text);
+        for family in families(&probe) {
+            if let Err(found) = check_packet(&probe, network, family) {
+                wrong.push(format!("{}: {text} ({}): {found}", case.name, family.name()));
+            }
+        }
+    }
+    wrong
+}
+
+fn host<'n>(network: &'n Network, name: &str) -> &'n Host {
+    let number = || name.trim_start_matches(char::is_alphabetic).parse().expect("a pod's number");
+    match name {
+        "client" | "blocked" => &network.client,
+        name if name.starts_with("node") => &network.node,
+        name if name.starts_with("pod") => network.pod(number()),
+        _ => network.remote_pod(number()),
+    }
+}
+
+fn check_packet(probe: &Probe<'_>, network: &Network, family: Family) -> Result<(), String> {
+    let from = host(network, probe.from);
+    let explicit = matches!(probe.from, "blocked" | "node-alt");
+    let source = explicit.then(|| address(probe.from, family));
+    let to = SocketAddr::new(address(probe.to, family), probe.port);
+    let send = || match probe.protocol {
+        Protocol::Tcp => from.tcp(source, to),
+        Protocol::Udp => from.udp(source, to),
+        Protocol::Sctp => from.sctp(source, to),
+    };
+    let pods = match &probe.expected {
+        Expected::Answers(pods) => pods,
+        // The kernel refuses the node's own datagrams before they are sent (EPERM).
+        Expected::Reject if probe.from == "node" => {
+            return expect(send(), &|o| matches!(o, Outcome::Refused | Outcome::Unreachable));
+        }
+        Expected::Reject => return expect(send(), &|o| matches!(o, Outcome::Refused)),
+        Expected::Drop => return expect(send(), &|o| matches!(o, Outcome::TimedOut)),
+        // The node's own stack or the way out decides; only nobody of the cluster answers.
+        Expected::Pass => return expect(send(), &|o| !matches!(o, Outcome::Answered { .. })),
+    };
+    let mut missing: BTreeSet<_> = pods.keys().collect();
+    // Each of N pods is missed by K packets with a probability of ((N-1)/N)^K: below 1e-9 here.
+    for _ in 0..(24 * pods.len()) {
+        let outcome = send();
+        let Outcome::Answered { by, seen_source } = &outcome else {
+            return Err(format!("{outcome:?}"));
+        };
+        let Some((pod, masqueraded)) = pods.get_key_value(by) else {
+            return Err(format!("{by} answered"));
+        };
+        // The node's own address is also the one that it masquerades with.
+        let kept = *seen_source == address(probe.from, family) && probe.from != "node";
+        if kept == *masqueraded {
+            return Err(format!("{by} saw the source {seen_source}"));
+        }
+        missing.remove(pod);
+        if missing.is_empty() {
+            return Ok(());
+        }
+    }
+    Err(format!("{missing:?} never answered"))
+}
+
+fn expect(outcome: Outcome, fits: &dyn Fn(&Outcome) -> bool) -> Result<(), String> {
+    if fits(&outcome) { Ok(()) } else { Err(format!("{outcome:?}")) }
+}
