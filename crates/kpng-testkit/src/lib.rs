@@ -1,4 +1,7 @@
 //! Placeholder.
 
 pub mod apiserver;
+pub mod cases;
+pub mod conformance;
+pub mod fixture;
 pub mod network;
