@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kpng_core::model::{NamespacedName, ServiceState, ServiceType};
-use kpng_core::store::{Kind, Reader, Store, Update};
-use kpng_kube::{Config, Glob, NodeScope, Selection, Stats, Watcher};
+use kpng_core::store::{Batch, Kind, Reader, Store, Update};
+use kpng_kube::{Config, Converter, Encoding, Glob, NodeScope, Selection, Stats, Watcher};
 use kpng_testkit::apiserver::{ApiServer, Authorization, Options};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -183,6 +183,68 @@ fn only_the_node_that_is_asked_for() {
 }
 
 #[test]
+fn json_and_protobuf_say_the_same() {
+    let Some(server) = ApiServer::start() else { return };
+    let spec = json!({
+        "type": "LoadBalancer", "externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP",
+        "ipFamilyPolicy": "PreferDualStack", "loadBalancerSourceRanges": ["10.0.0.0/8"],
+        "externalIPs": ["192.0.2.1"],
+        "ports": [{"name": "a", "port": 80, "targetPort": "web"},
+                  {"name": "b", "port": 53, "protocol": "UDP", "targetPort": 5353}],
+    });
+    server.create_service("shop", "web", spec);
+    server.set_load_balancer(
+        "shop",
+        "web",
+        json!({"ingress": [{"ip": "192.0.2.7", "ipMode": "VIP"}]}),
+    );
+    let slice = json!({
+        "addressType": "IPv6",
+        "endpoints": [
+            {"addresses": ["fd00::1"], "hostname": "web-0", "targetRef": {"kind": "Pod", "name": "p"},
+             "conditions": {"ready": false, "serving": true, "terminating": true},
+             "hints": {"forZones": [{"name": "a"}], "forNodes": [{"name": "n"}]}},
+            {"addresses": ["fd00::2"]},
+        ],
+        "ports": [{"name": "a", "port": 8080}, {"name": "b"}],
+    });
+    server.create_slice("shop", "web-1", "web", slice);
+    server.create_slice("shop", "empty", "web", json!({"addressType": "IPv4", "endpoints": []}));
+    let taints = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
+    let spec = json!({"podCIDRs": ["10.1.0.0/24", "fd01::/64"], "taints": taints});
+    server.create_node("node-1", json!({"topology.kubernetes.io/zone": "a"}), spec, json!({}));
+
+    let everything = Selection {
+        service_labels: vec![Glob::new("*").unwrap()],
+        service_annotations: vec![Glob::new("*").unwrap()],
+        node_labels: vec![Glob::new("*").unwrap()],
+        node_annotations: vec![Glob::new("*").unwrap()],
+    };
+    let run = Run::start(Config { selection: everything.clone(), ..config(&server) });
+    let by_protobuf = run.next(&mut run.store.reader());
+
+    let (mut writer, store) = Store::new();
+    let mut converter = Converter::new(everything);
+    for (kind, path) in Kind::ALL.into_iter().zip([
+        "/api/v1/services",
+        "/apis/discovery.k8s.io/v1/endpointslices",
+        "/api/v1/nodes",
+    ]) {
+        let mut batch = Batch::new();
+        let body = server.rest().get(path).to_string().into();
+        let page = converter.page(kind, Encoding::Json, &body, &mut batch).unwrap();
+        assert_eq!(page.complaints, []);
+        batch.mark_synced(kind);
+        writer.apply(batch);
+    }
+    let by_json = store.reader().try_next().unwrap();
+    assert_eq!(by_protobuf.services, by_json.services);
+    assert_eq!(by_protobuf.nodes, by_json.nodes);
+    assert_eq!(by_json.services.len(), 2);
+    assert!(by_json.nodes[0].1.new.as_ref().unwrap().going_away);
+}
+
+#[test]
 fn a_server_without_streaming_lists() {
     let paged = Options { streaming_lists: false, ..Options::default() };
     let Some(server) = ApiServer::start_with(paged) else { return };
@@ -247,8 +309,9 @@ fn missing_rights_are_named_and_waited_for() {
     let Some(server) = ApiServer::start_with(rbac) else { return };
     let kubeconfig = Some(server.powerless_kubeconfig_path());
     let run = Run::start(Config { kubeconfig, ..config(&server) });
-    run.until("a problem", |_| run.stats.problem().is_some());
-    let problem = run.stats.problem().unwrap();
+    let services = run.stats.kind(Kind::Services);
+    run.until("a problem", |_| services.problem().is_some());
+    let problem = services.problem().unwrap();
     assert!(
         problem
             .starts_with("not allowed to list services: bind the ClusterRole system:node-proxier"),

@@ -3,6 +3,8 @@
 use expect_test::{Expect, expect};
 use kpng_core::model::{Conditions, EndpointSlice, Node, Service};
 use kpng_core::store::Store;
+use proptest::collection::vec;
+use proptest::prelude::*;
 use prost::Message as _;
 use serde_json::{Value, json};
 
@@ -394,4 +396,32 @@ fn repeated_names_are_in_memory_once() {
     let state = store.service(&key()).unwrap();
     let [first, second] = state.slices[0].1.endpoints.as_slice() else { panic!("two endpoints") };
     assert!(Arc::ptr_eq(first.node.as_ref().unwrap(), second.node.as_ref().unwrap()));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(
+        garbage in vec(any::<u8>(), 0..80),
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
+        let object = json!({
+            "metadata": {"namespace": "shop", "name": "web", "labels": {"kubernetes.io/service-name": "web"},
+                         "creationTimestamp": "2026-11-25T08:17:00Z"},
+            "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 80, "targetPort": 8080}]},
+            "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 80}],
+        });
+        for kind in Kind::ALL {
+            for mut object in encodings(kind, &object) {
+                let mut mutated = object.bytes.to_vec();
+                let at = at.index(mutated.len());
+                mutated[at] = byte;
+                object.bytes = mutated.into();
+                drop(put(kind, &object));
+                object.bytes = garbage.clone().into();
+                drop(put(kind, &object));
+                drop(Converter::new(selection()).delete(kind, &object, &mut Batch::new()));
+            }
+        }
+    }
 }

@@ -1,3 +1,5 @@
+//! Whatever the bytes are and however they are cut: events are found, and nothing panics.
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 

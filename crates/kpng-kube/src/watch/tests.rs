@@ -529,6 +529,37 @@ async fn refusals_are_retried_and_named() {
 }
 
 #[tokio::test]
+async fn a_busy_server_says_for_how_long() {
+    let busy = json!({"message": "busy", "code": 429, "details": {"retryAfterSeconds": 1}});
+    let busy = Reply::new(429, JSON, vec![busy.to_string().into()], Then::End);
+    let before = Instant::now();
+    let run = Run::start(FAST, vec![busy, silence(&[added("a", "1"), end_of_list("9")])]).await;
+    run.until("the list", |run| run.services() == "a").await;
+    assert!(before.elapsed() >= Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn only_changes_say_when_they_happened() {
+    let with_time = |name: &str, time: &str| {
+        let mut object = wire::Service::decode(service(name, "10")).unwrap();
+        let annotation = "endpoints.kubernetes.io/last-change-trigger-time".to_owned();
+        let metadata = object.metadata.as_mut().unwrap();
+        metadata.annotations.insert(annotation, time.to_owned());
+        encode::event("ADDED", object.encode_to_vec().into())
+    };
+    let first = [with_time("a", "1970-01-01T00:00:01Z"), end_of_list("9")];
+    let run = Run::start(FAST, vec![Reply::watch(&first, Then::Cut)]).await;
+    run.until("the list", |run| run.services() == "a").await;
+    let mut reader = run.store.reader();
+    assert_eq!(reader.try_next().unwrap().triggered, None);
+    let both = [with_time("b", "1970-01-01T00:00:09Z"), with_time("c", "1970-01-01T00:00:05Z")];
+    run.script.lock().unwrap().services.push_back(silence(&[both.concat()]));
+    run.until("the changes", |run| run.services() == "a b c").await;
+    let triggered = reader.try_next().unwrap().triggered.unwrap();
+    assert_eq!(triggered.duration_since(std::time::UNIX_EPOCH).unwrap(), Duration::from_secs(5));
+}
+
+#[tokio::test]
 async fn refused_credentials_make_a_new_client() {
     let events = [added("a", "1"), end_of_list("9")];
     let script = vec![
