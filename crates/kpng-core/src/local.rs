@@ -4,6 +4,8 @@
 //! backends and for the gRPC API. The rules are those of kube-proxy's `CategorizeEndpoints`
 //! (KEP-2433, KEP-3015, KEP-1669), per service port and IP family.
 
+mod view;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use crate::model::{
     Conditions, Endpoint, EndpointSlice, Family, NamespacedName, Node, Protocol, Service,
     ServicePort, ServiceState, TrafficPolicy,
 };
+
+pub use view::LocalView;
 
 /// Where we are, as far as the choice of endpoints is concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

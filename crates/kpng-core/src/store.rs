@@ -524,13 +524,26 @@ impl Reader {
     /// gone and everything was seen. Cancel safe.
     pub async fn next(&mut self) -> Option<Update> {
         loop {
+            if !self.ready().await {
+                return None;
+            }
             if let Some(update) = self.try_next() {
                 return Some(update);
             }
-            if self.progress.borrow().closed {
-                return None;
+        }
+    }
+
+    /// Waits until [`try_next`](Self::try_next) gives something. `false` when the writer is gone and
+    /// everything was seen. Cancel safe.
+    pub async fn ready(&mut self) -> bool {
+        loop {
+            let progress = *self.progress.borrow_and_update();
+            if progress.synced && self.seen != Some(progress.revision) {
+                return true;
             }
-            self.progress.changed().await.ok()?;
+            if progress.closed || self.progress.changed().await.is_err() {
+                return false;
+            }
         }
     }
 

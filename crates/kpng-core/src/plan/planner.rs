@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Frontend, FrontendKey, NodeFacts, ServicePlan, Warning, plan_service};
-use crate::local::{Place, localize};
-use crate::model::{NamespacedName, ServiceState};
+use crate::local::LocalView;
+use crate::model::NamespacedName;
 use crate::store::Update;
 
 /// Everything that this node's data path shall do.
@@ -80,6 +80,16 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Adds what changed after this.
+    pub fn merge(&mut self, later: Self) {
+        self.facts |= later.facts;
+        self.planned += later.planned;
+        self.services.extend(later.services);
+        self.conflicts.extend(later.conflicts);
+        self.warnings.extend(later.warnings);
+        finish(self);
+    }
+
     /// The plan is as it was.
     pub fn is_empty(&self) -> bool {
         !self.facts && self.services.is_empty()
@@ -89,9 +99,7 @@ impl Changes {
 /// Computes the plan of one node from the updates of a store's reader.
 #[derive(Debug)]
 pub struct Planner {
-    node: Arc<str>,
-    place: Place,
-    states: BTreeMap<NamespacedName, Arc<ServiceState>>,
+    view: LocalView,
     /// What each service asks for, with the frontends that it does not own.
     wishes: BTreeMap<NamespacedName, Arc<ServicePlan>>,
     /// Who else claims a frontend; only frontends with several claimants are here.
@@ -115,11 +123,8 @@ impl Claim {
 impl Planner {
     /// A planner for the node `node` that knows nothing yet.
     pub fn new(node: impl Into<Arc<str>>, facts: NodeFacts) -> Self {
-        let node = node.into();
         Self {
-            place: Place::of(&node, None),
-            node,
-            states: BTreeMap::new(),
+            view: LocalView::new(node),
             wishes: BTreeMap::new(),
             contested: HashMap::new(),
             plan: Plan { facts: Arc::new(facts), ..Plan::default() },
@@ -133,7 +138,7 @@ impl Planner {
 
     /// The name of the node that is planned for.
     pub fn node(&self) -> &Arc<str> {
-        &self.node
+        &self.view.place().node
     }
 
     /// All conflicts that exist, sorted.
@@ -163,45 +168,15 @@ impl Planner {
     /// Takes over what a reader said.
     pub fn update(&mut self, update: &Update) -> Changes {
         let mut changes = Changes::default();
-        if update.full {
-            self.forget_missing(update, &mut changes);
-        }
-        for (key, change) in &update.services {
-            match &change.new {
-                Some(state) => self.states.insert(key.clone(), Arc::clone(state)),
-                None => self.states.remove(key),
-            };
-        }
-        let own = update.nodes.iter().find(|(name, _)| *name == self.node);
-        let place = match own {
-            Some((_, change)) => Place::of(&self.node, change.new.as_deref()),
-            None if update.full => Place::of(&self.node, None),
-            None => self.place.clone(),
-        };
-        if place != self.place {
-            self.place = place;
-            self.replan_all(&mut changes);
-        } else {
-            for (key, _) in &update.services {
-                self.replan(key, &mut changes);
-            }
+        for key in self.view.update(update) {
+            self.replan(&key, &mut changes);
         }
         finish(&mut changes);
         changes
     }
 
-    fn forget_missing(&mut self, update: &Update, changes: &mut Changes) {
-        let present: BTreeSet<_> = update.services.iter().map(|(key, _)| key).collect();
-        let gone: Vec<_> =
-            self.states.keys().filter(|key| !present.contains(key)).cloned().collect();
-        for key in gone {
-            self.states.remove(&key);
-            self.replan(&key, changes);
-        }
-    }
-
     fn replan_all(&mut self, changes: &mut Changes) {
-        let keys: BTreeSet<_> = self.states.keys().chain(self.wishes.keys()).cloned().collect();
+        let keys: Vec<_> = self.view.keys().cloned().collect();
         for key in keys {
             self.replan(&key, changes);
         }
@@ -209,8 +184,7 @@ impl Planner {
     }
 
     fn replan(&mut self, key: &NamespacedName, changes: &mut Changes) {
-        let state = self.states.get(key);
-        let local = state.and_then(|state| localize(key, state, &self.place));
+        let local = self.view.get(key);
         let new = local.map(|local| Arc::new(plan_service(&local, &self.plan.facts)));
         changes.planned += 1;
         let old = self.wishes.get(key).cloned();
