@@ -248,10 +248,12 @@ fn json_and_protobuf_say_the_same() {
 fn a_server_without_streaming_lists() {
     let paged = Options { streaming_lists: false, ..Options::default() };
     let Some(server) = ApiServer::start_with(paged) else { return };
-    server.create_service("shop", "before", json!({"ports": [{"port": 80}]}));
+    // More than a page.
+    for i in 0..600 {
+        server.create_service("shop", &format!("s{i}"), json!({"ports": [{"port": 80}]}));
+    }
     let run = Run::start(config(&server));
-    let first = run.next(&mut run.store.reader());
-    assert_eq!(names(&first), ["default/kubernetes", "shop/before"]);
+    assert_eq!(run.next(&mut run.store.reader()).services.len(), 601);
     server.create_service("shop", "after", json!({"ports": [{"port": 80}]}));
     run.until("the watch", |store| service(store, "after").is_some());
     assert_eq!(run.lists(), [1, 1, 1]);
