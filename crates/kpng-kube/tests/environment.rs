@@ -59,11 +59,29 @@ fn kubeconfig_then_the_service_account() {
     let pod = ("KUBERNETES_SERVICE_HOST", "10.96.0.1");
     let port = ("KUBERNETES_SERVICE_PORT", "443");
 
-    check(&[], expect!["no API server to talk to: give --kubeconfig FILE, set KUBECONFIG, or run in a pod with a mounted service account (failed to read an incluster environment variable: environment variable not found)"]);
+    check(
+        &[],
+        expect![
+            "no API server to talk to: give --kubeconfig FILE, set KUBECONFIG, or run in a pod with a mounted service account (failed to read an incluster environment variable: environment variable not found)"
+        ],
+    );
     check(&[("KUBECONFIG", good)], expect!["a client"]);
     check(&[("KUBECONFIG", good), pod, port], expect!["a client"]);
-    check(&[("KUBECONFIG", "/no/such/file")], expect![[r#"cannot use the kubeconfig named by the environment variable KUBECONFIG: failed to read kubeconfig from '"/no/such/file"': No such file or directory (os error 2)"#]]);
-    check(&[pod, port], expect!["no API server to talk to: give --kubeconfig FILE, set KUBECONFIG, or run in a pod with a mounted service account (failed to read the default namespace: No such file or directory (os error 2))"]);
+    check(
+        &[("KUBECONFIG", "/no/such/file")],
+        expect![[
+            r#"cannot use the kubeconfig named by the environment variable KUBECONFIG: failed to read kubeconfig from '"/no/such/file"': No such file or directory (os error 2)"#
+        ]],
+    );
+    check(
+        &[pod, port],
+        expect![
+            "no API server to talk to: give --kubeconfig FILE, set KUBECONFIG, or run in a pod with a mounted service account (failed to read the default namespace: No such file or directory (os error 2))"
+        ],
+    );
     check(&[(SERVER, "http://127.0.0.1:8001")], expect!["a client"]);
-    check(&[(SERVER, "nowhere")], expect![[r#"the server "nowhere" is no URL like https://HOST:PORT"#]]);
+    check(
+        &[(SERVER, "nowhere")],
+        expect![[r#"the server "nowhere" is no URL like https://HOST:PORT"#]],
+    );
 }
