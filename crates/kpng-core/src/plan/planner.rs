@@ -87,7 +87,10 @@ impl Changes {
         self.services.extend(later.services);
         self.conflicts.extend(later.conflicts);
         self.warnings.extend(later.warnings);
-        finish(self);
+        self.services.sort_unstable();
+        self.services.dedup();
+        self.conflicts.sort_unstable();
+        self.conflicts.dedup();
     }
 
     /// The plan is as it was.
@@ -105,6 +108,17 @@ pub struct Planner {
     /// Who else claims a frontend; only frontends with several claimants are here.
     contested: HashMap<FrontendKey, BTreeSet<Claim>>,
     plan: Plan,
+}
+
+/// One round of planning: what was there before, and what is known of the changes already.
+#[derive(Debug, Default)]
+struct Pass {
+    /// The plans before of the services that were published.
+    plans: BTreeMap<NamespacedName, Option<Arc<ServicePlan>>>,
+    /// The conflicts before at the frontends whose claimants changed.
+    conflicts: BTreeMap<FrontendKey, Vec<Conflict>>,
+    planned: usize,
+    warnings: Vec<(NamespacedName, Warning)>,
 }
 
 /// A claimant, in the order of precedence: older first, unknown age last.
@@ -156,37 +170,53 @@ impl Planner {
 
     /// Replaces the node's facts; plans everything again if they differ.
     pub fn set_facts(&mut self, facts: NodeFacts) -> Changes {
-        let mut changes = Changes::default();
-        if *self.plan.facts != facts {
-            self.plan.facts = Arc::new(facts);
-            changes.facts = true;
-            self.replan_all(&mut changes);
+        if *self.plan.facts == facts {
+            return Changes::default();
         }
-        changes
+        self.plan.facts = Arc::new(facts);
+        let keys: Vec<_> = self.view.keys().cloned().collect();
+        Changes { facts: true, ..self.replan_all(keys) }
     }
 
     /// Takes over what a reader said.
     pub fn update(&mut self, update: &Update) -> Changes {
-        let mut changes = Changes::default();
-        for key in self.view.update(update) {
-            self.replan(&key, &mut changes);
-        }
-        finish(&mut changes);
-        changes
+        let affected = self.view.update(update);
+        self.replan_all(affected)
     }
 
-    fn replan_all(&mut self, changes: &mut Changes) {
-        let keys: Vec<_> = self.view.keys().cloned().collect();
+    fn replan_all(&mut self, keys: impl IntoIterator<Item = NamespacedName>) -> Changes {
+        let mut pass = Pass::default();
         for key in keys {
-            self.replan(&key, changes);
+            self.replan(&key, &mut pass);
         }
-        finish(changes);
+        self.changes(pass)
     }
 
-    fn replan(&mut self, key: &NamespacedName, changes: &mut Changes) {
+    /// What differs from before the pass. On the way a frontend may have gone back and forth.
+    fn changes(&self, pass: Pass) -> Changes {
+        let Pass { plans, conflicts, planned, warnings } = pass;
+        let differs = |(key, old): (NamespacedName, Option<Arc<ServicePlan>>)| {
+            (self.plan.services.get(&key) != old.as_ref()).then_some(key)
+        };
+        let arose = |(frontend, before): (FrontendKey, Vec<Conflict>)| {
+            let now = self.conflicts_at(&frontend).into_iter();
+            now.filter(move |conflict| !before.contains(conflict))
+        };
+        let mut conflicts: Vec<_> = conflicts.into_iter().flat_map(arose).collect();
+        conflicts.sort_unstable();
+        Changes {
+            facts: false,
+            services: plans.into_iter().filter_map(differs).collect(),
+            planned,
+            conflicts,
+            warnings,
+        }
+    }
+
+    fn replan(&mut self, key: &NamespacedName, pass: &mut Pass) {
         let local = self.view.get(key);
         let new = local.map(|local| Arc::new(plan_service(&local, &self.plan.facts)));
-        changes.planned += 1;
+        pass.planned += 1;
         let old = self.wishes.get(key).cloned();
         if old == new {
             return;
@@ -194,21 +224,21 @@ impl Planner {
         if let Some(plan) = &new {
             let before = old.as_ref().map_or(&[][..], |old| &old.warnings);
             let arose = plan.warnings.iter().filter(|warning| !before.contains(warning));
-            changes.warnings.extend(arose.map(|warning| (key.clone(), *warning)));
+            pass.warnings.extend(arose.map(|warning| (key.clone(), *warning)));
         }
         let mut affected = BTreeSet::from([key.clone()]);
-        self.withdraw(key, old.as_deref(), &mut affected);
+        self.withdraw(key, old.as_deref(), &mut affected, pass);
         match &new {
             Some(plan) => {
                 self.wishes.insert(key.clone(), Arc::clone(plan));
-                self.claim(key, plan, &mut affected, changes);
+                self.claim(key, plan, &mut affected, pass);
             }
             None => {
                 self.wishes.remove(key);
             }
         }
         for key in affected {
-            self.publish(key, changes);
+            self.publish(key, pass);
         }
     }
 
@@ -217,9 +247,13 @@ impl Planner {
         key: &NamespacedName,
         old: Option<&ServicePlan>,
         affected: &mut BTreeSet<NamespacedName>,
+        pass: &mut Pass,
     ) {
         let Some(old) = old else { return };
         for frontend in old.frontends.iter().map(Frontend::key) {
+            if self.contested.contains_key(&frontend) {
+                pass.conflicts.entry(frontend).or_insert_with(|| self.conflicts_at(&frontend));
+            }
             if let Some(claims) = self.contested.get_mut(&frontend) {
                 claims.remove(&Claim::new(key, old));
                 let heir = claims.first().expect("two claimed it, one is left").service.clone();
@@ -239,13 +273,14 @@ impl Planner {
         key: &NamespacedName,
         plan: &ServicePlan,
         affected: &mut BTreeSet<NamespacedName>,
-        changes: &mut Changes,
+        pass: &mut Pass,
     ) {
         for frontend in plan.frontends.iter().map(Frontend::key) {
             let Some(owner) = self.plan.owners.get(&frontend).cloned() else {
                 self.plan.owners.insert(frontend, key.clone());
                 continue;
             };
+            pass.conflicts.entry(frontend).or_insert_with(|| self.conflicts_at(&frontend));
             let owner_claim = Claim::new(&owner, &self.wishes[&owner]);
             let claims = self.contested.entry(frontend).or_default();
             claims.insert(owner_claim);
@@ -253,10 +288,6 @@ impl Planner {
             let first = claims.first().expect("two were just put in").service.clone();
             affected.insert(owner);
             self.plan.owners.insert(frontend, first);
-            let conflicts = self.conflicts_at(&frontend);
-            changes
-                .conflicts
-                .extend(conflicts.into_iter().filter(|c| c.loser == *key || c.owner == *key));
         }
     }
 
@@ -273,7 +304,7 @@ impl Planner {
     }
 
     /// Puts what `key` asks for, less the frontends of others, into the plan.
-    fn publish(&mut self, key: NamespacedName, changes: &mut Changes) {
+    fn publish(&mut self, key: NamespacedName, pass: &mut Pass) {
         let new = self.wishes.get(&key).map(|wish| {
             let owns = |frontend: &Frontend| self.plan.owners.get(&frontend.key()) == Some(&key);
             if wish.frontends.iter().all(owns) {
@@ -287,15 +318,6 @@ impl Planner {
             Some(plan) => self.plan.services.insert(key.clone(), Arc::clone(plan)),
             None => self.plan.services.remove(&key),
         };
-        if old != new {
-            changes.services.push(key);
-        }
+        pass.plans.entry(key).or_insert(old);
     }
-}
-
-fn finish(changes: &mut Changes) {
-    changes.services.sort_unstable();
-    changes.services.dedup();
-    changes.conflicts.sort_unstable();
-    changes.conflicts.dedup();
 }
