@@ -110,6 +110,54 @@ impl Conntrack {
         self.socket.dump(&what, &mut message(CT_GET, family), show)
     }
 
+    /// Shows every entry of the protocol that was sent to this destination, as [`dump`](Self::dump)
+    /// does; without an address, to this port of any address of the family. The kernel passes over
+    /// others, which costs much less than showing them, where
+    /// [`filters_in_kernel`](Self::filters_in_kernel) says so.
+    ///
+    /// # Errors
+    /// As [`dump`](Self::dump).
+    pub fn dump_to(
+        &mut self,
+        family: Family,
+        protocol: u8,
+        (address, port): (Option<IpAddr>, u16),
+        mut visit: impl FnMut(&Entry) -> Result<()>,
+    ) -> Result<()> {
+        let mut filter_works = true;
+        let mut show = |entry: &Entry| {
+            let to = entry.original.destination;
+            filter_works &= to.port() == port;
+            let fits = to.port() == port && address.is_none_or(|address| to.ip() == address);
+            if fits { visit(entry) } else { Ok(()) }
+        };
+        if self.kernel_filters {
+            let what = format_args!("list conntrack entries to port {port}");
+            let result =
+                self.socket.dump(&what, &mut filtered_dump_to(family, protocol, address, port), {
+                    |message: Message<'_>| match decode(message) {
+                        Some(entry) if entry.protocol == protocol => show(&entry),
+                        _ => Ok(()),
+                    }
+                });
+            match result {
+                // Refused before any entry was sent, so nothing is shown twice.
+                Err(error) if matches!(error.errno(), Some(Errno::OPNOTSUPP | Errno::INVAL)) => {}
+                result => {
+                    self.kernel_filters = filter_works;
+                    return result;
+                }
+            }
+        }
+        self.kernel_filters = false;
+        self.dump(family, protocol, show)
+    }
+
+    /// Whether the kernel filters listings, as far as is known: Linux before 5.8 does not.
+    pub fn filters_in_kernel(&self) -> bool {
+        self.kernel_filters
+    }
+
     /// Deletes this very entry. An entry that is gone already is no error.
     ///
     /// # Errors
@@ -132,6 +180,34 @@ fn filtered_dump(family: Family, protocol: u8) -> MessageBuf {
     });
     message.nest(CTA_TUPLE_ORIG, |m| {
         m.nest(CTA_TUPLE_PROTO, |m| m.put_u8(CTA_PROTO_NUM, protocol));
+    });
+    message
+}
+
+/// As [`filtered_dump`], and by the destination of the original direction. Not by IPv6 addresses:
+/// the kernel (5.8 to 6.18 at least) passes over those that are equal and shows the others.
+fn filtered_dump_to(
+    family: Family,
+    protocol: u8,
+    address: Option<IpAddr>,
+    port: u16,
+) -> MessageBuf {
+    let mut message = message(CT_GET, family);
+    let address = address.filter(IpAddr::is_ipv4);
+    let by_address = if address.is_some() { CTA_FILTER_IP_DST } else { 0 };
+    message.nest(CTA_FILTER, |m| {
+        let flags = CTA_FILTER_PROTO_NUM | CTA_FILTER_PROTO_DST_PORT | by_address;
+        m.put_u32(CTA_FILTER_ORIG_FLAGS, flags);
+        m.put_u32(CTA_FILTER_REPLY_FLAGS, 0);
+    });
+    message.nest(CTA_TUPLE_ORIG, |m| {
+        if let Some(address) = address {
+            m.nest(CTA_TUPLE_IP, |m| put_ip(m, [CTA_IP_V4_DST, CTA_IP_V6_DST], address));
+        }
+        m.nest(CTA_TUPLE_PROTO, |m| {
+            m.put_u8(CTA_PROTO_NUM, protocol);
+            m.put_u16_be(CTA_PROTO_DST_PORT, port);
+        });
     });
     message
 }
@@ -256,8 +332,10 @@ const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
-/// `CTA_FILTER_FLAG(CTA_PROTO_NUM)` (net/netfilter/nf_internals.h).
+// `CTA_FILTER_F_*` (net/netfilter/nf_internals.h).
+const CTA_FILTER_IP_DST: u32 = 1 << 1;
 const CTA_FILTER_PROTO_NUM: u32 = 1 << 3;
+const CTA_FILTER_PROTO_DST_PORT: u32 = 1 << 5;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_TUPLE_ZONE: u16 = 3;

@@ -36,6 +36,59 @@ fn the_kernel_filters_by_protocol_since_linux_5_8() {
     assert_eq!(namespace.run(|| count(6)).unwrap(), []);
 }
 
+#[test]
+fn the_kernel_filters_by_destination() {
+    let namespace = match NetNs::new() {
+        Err(_) if std::env::var_os("KPNG_SKIP_NET").is_some_and(|value| value == "1") => return,
+        namespace => namespace.unwrap(),
+    };
+    let family = |to: &str| Family::of(to.parse::<SocketAddr>().unwrap().ip());
+    let shown = namespace.run(|| {
+        let mut table = Conntrack::open().unwrap();
+        for to in
+            ["172.30.0.1:53", "172.30.0.2:53", "172.30.0.1:54", "[fd00::1]:53", "[fd00::2]:53"]
+        {
+            let source = if family(to) == Family::V4 { "10.0.0.1:1000" } else { "[fd00::9]:1000" };
+            let original =
+                Tuple { source: source.parse().unwrap(), destination: to.parse().unwrap() };
+            for protocol in [17, 6] {
+                // TCP entries need more than this and are refused; UDP is what counts.
+                let _result =
+                    table.socket.request(&"insert", &mut insertion(family(to), protocol, original));
+            }
+        }
+        let mut shown = |family, address: Option<&str>, port| {
+            let mut shown = Vec::new();
+            let note = |entry: &Entry| {
+                shown.push(entry.original.destination.to_string());
+                Ok(())
+            };
+            let address = address.map(|address| address.parse().unwrap());
+            table.dump_to(family, 17, (address, port), note).unwrap();
+            assert!(table.filters_in_kernel());
+            shown.sort_unstable();
+            shown.join(" ")
+        };
+        [
+            shown(Family::V4, Some("172.30.0.1"), 53),
+            shown(Family::V4, None, 53),
+            shown(Family::V4, Some("172.30.0.3"), 53),
+            shown(Family::V6, Some("fd00::2"), 53),
+            shown(Family::V6, None, 53),
+            shown(Family::V6, None, 54),
+        ]
+    });
+    let expected = [
+        "172.30.0.1:53",
+        "172.30.0.1:53 172.30.0.2:53",
+        "",
+        "[fd00::2]:53",
+        "[fd00::1]:53 [fd00::2]:53",
+        "",
+    ];
+    assert_eq!(shown.unwrap(), expected);
+}
+
 fn insertion(family: Family, protocol: u8, original: Tuple) -> MessageBuf {
     let mut message = MessageBuf::new();
     let flags = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
