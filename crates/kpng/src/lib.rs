@@ -1,1 +1,19 @@
-//! Placeholder.
+//! kpng, whole: sources, the pipeline of a node, backends, and what operators need around them.
+//!
+//! The binary is [`app::run`]. Who embeds kpng takes single crates ([`kpng_core`], [`kpng_kube`],
+//! [`kpng_file`], [`kpng_nft`]) or this one, and composes them as `app` does:
+//!
+//! ```text
+//! source ──▶ Store ──▶ Pipeline (Planner ──▶ Backend) ──▶ events ──▶ health, metrics, conntrack
+//! ```
+
+pub mod app;
+pub mod backends;
+pub mod backoff;
+pub mod cli;
+pub mod logging;
+pub mod pipeline;
+pub mod signals;
+pub mod sinks;
+
+pub use {kpng_core, kpng_file, kpng_kube, kpng_linux, kpng_nft};

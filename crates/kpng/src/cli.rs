@@ -1,0 +1,335 @@
+//! What can be typed: sources, sinks and their flags.
+//!
+//! This module is the one place that knows flags and their spellings. Flags of a source and of the
+//! local side are global, so that they may stand before or after the sub-commands, as in KPNG; where
+//! kube-proxy spells a flag differently, its spelling works too.
+
+mod values;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+pub use values::{BindAddress, NodePortAddresses};
+
+use values::{address_list, cidr_list, duration};
+
+/// The Kubernetes service proxy.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kpng",
+    version,
+    about = "Kubernetes service proxy",
+    long_about = "Kubernetes service proxy: learns from a SOURCE what the cluster's Services are, and \
+                  makes a SINK follow.\n\n\
+                  On a node:       kpng kube --kubeconfig=F to-local to-nft\n\
+                  From a file:     kpng file --input F to-local to-nft\n\
+                  Only to look:    kpng file --input F to-local to-nft --dry-run",
+    arg_required_else_help = true,
+    subcommand_value_name = "SOURCE",
+    subcommand_help_heading = "Sources",
+    disable_help_subcommand = false
+)]
+pub struct Cli {
+    /// Logging.
+    #[command(flatten)]
+    pub logging: LoggingArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Sources, and what needs none.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Follow a Kubernetes API server
+    #[command(arg_required_else_help = true)]
+    Kube {
+        /// How to reach it.
+        #[command(flatten)]
+        kube: KubeArgs,
+        /// The local side.
+        #[command(flatten)]
+        local: LocalArgs,
+        /// Where it goes.
+        #[command(subcommand)]
+        sink: Sink,
+    },
+    /// Follow a file: KPNG's YAML or Kubernetes manifests
+    #[command(arg_required_else_help = true)]
+    File {
+        /// Which file.
+        #[command(flatten)]
+        file: FileArgs,
+        /// The local side.
+        #[command(flatten)]
+        local: LocalArgs,
+        /// Where it goes.
+        #[command(subcommand)]
+        sink: Sink,
+    },
+    /// Print the version
+    Version,
+    /// Print a completion script for a shell
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Sinks of a source.
+#[derive(Debug, Subcommand)]
+#[command(subcommand_value_name = "SINK", subcommand_help_heading = "Sinks")]
+pub enum Sink {
+    /// Work out what the Services mean on this node, for a backend
+    #[command(arg_required_else_help = true, subcommand_value_name = "BACKEND")]
+    ToLocal {
+        /// Who gets it.
+        #[command(subcommand)]
+        backend: BackendCommand,
+    },
+}
+
+/// Backends, and sinks for integrators.
+#[derive(Debug, Subcommand)]
+#[command(subcommand_help_heading = "Backends")]
+pub enum BackendCommand {
+    /// Program the kernel's nf_tables
+    ToNft(NftArgs),
+    /// Print a line of JSON for each changed service
+    ToJson,
+    /// Give such lines to a program's standard input; it is started again when it ends
+    ToExec {
+        /// The program and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+}
+
+/// Logging.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub struct LoggingArgs {
+    /// Verbosity: 0 for warnings and important events, 2 for more, 4 for debugging, 6 for everything
+    #[arg(short = 'v', long = "v", global = true, default_value_t = 1, value_name = "N")]
+    pub verbosity: u8,
+    /// Format of log lines, which go to standard error
+    #[arg(long, visible_alias = "logging-format", global = true, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// `--log-format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Flags of `kube`.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "API server")]
+pub struct KubeArgs {
+    /// Kubeconfig file [default: $KUBECONFIG, then the service account of the pod]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// URL of the API server, instead of the kubeconfig's
+    #[arg(long, visible_alias = "master", global = true, value_name = "URL")]
+    pub server: Option<String>,
+    /// Serve only Services whose label service.kubernetes.io/service-proxy-name has this value
+    /// [default: those without the label]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
+    /// Labels of Services to keep, as globs of their keys
+    #[arg(long, global = true, value_delimiter = ',', value_name = "GLOBS")]
+    pub with_service_labels: Vec<String>,
+    /// Annotations of Services to keep, as globs of their keys
+    #[arg(long, global = true, value_delimiter = ',', value_name = "GLOBS")]
+    pub with_service_annotations: Vec<String>,
+    /// Labels of Nodes to keep, as globs of their keys
+    #[arg(
+        long,
+        global = true,
+        value_delimiter = ',',
+        value_name = "GLOBS",
+        default_value = "kubernetes.io/hostname,topology.kubernetes.io/zone,topology.kubernetes.io/region"
+    )]
+    pub with_node_labels: Vec<String>,
+    /// Annotations of Nodes to keep, as globs of their keys
+    #[arg(long, global = true, value_delimiter = ',', value_name = "GLOBS")]
+    pub with_node_annotations: Vec<String>,
+}
+
+/// Flags of `file`.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "File")]
+pub struct FileArgs {
+    /// The file; it is read again when it changes
+    #[arg(short, long, global = true, value_name = "FILE", default_value = "globalv1-state.yaml")]
+    pub input: PathBuf,
+}
+
+/// Flags of the local side.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Node")]
+pub struct LocalArgs {
+    /// Name of this node in the cluster [default: the host name]
+    #[arg(long, visible_alias = "hostname-override", global = true, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// This node's own addresses, at most one per family [default: of its Node object, then of its
+    /// default routes]
+    #[arg(long, global = true, value_parser = address_list, value_name = "IPS")]
+    pub bind_address: Option<values::List<IpAddr>>,
+    /// How packets from pods are told from others [default: cluster-cidr with --cluster-cidrs, else
+    /// none]
+    #[arg(long, global = true, value_enum, ignore_case = true, value_name = "MODE")]
+    pub detect_local_mode: Option<DetectLocalMode>,
+    /// Where all pods of the cluster have their addresses
+    #[arg(long, visible_alias = "cluster-cidr", global = true, value_parser = cidr_list, value_name = "CIDRS")]
+    pub cluster_cidrs: Option<values::List<IpNet>>,
+    /// The bridge that pods are on, for --detect-local-mode=bridge-interface
+    #[arg(long, global = true, value_name = "NAME")]
+    pub pod_bridge_interface: Option<String>,
+    /// How names of pods' interfaces start, for --detect-local-mode=interface-name-prefix
+    #[arg(long, global = true, value_name = "PREFIX")]
+    pub pod_interface_name_prefix: Option<String>,
+    /// Where Services have their addresses: packets to unallocated ones are dropped
+    #[arg(long, visible_alias = "service-cluster-ip-range", global = true, value_parser = cidr_list, value_name = "CIDRS")]
+    pub service_cidrs: Option<values::List<IpNet>>,
+    /// Addresses on which node ports are served: `primary`, `all`, or CIDRs
+    #[arg(long, global = true, default_value = "primary", value_name = "WHERE")]
+    pub nodeport_addresses: NodePortAddresses,
+    /// Serve node ports on 127.0.0.1 too
+    #[arg(
+        long,
+        visible_alias = "iptables-localhost-nodeports",
+        global = true,
+        num_args = 0..=1,
+        default_value_t = false,
+        default_missing_value = "true",
+        require_equals = true
+    )]
+    pub localhost_nodeports: bool,
+    /// Masquerade everything that goes to cluster IPs
+    #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
+    pub masquerade_all: bool,
+    /// Shortest time between two updates of the kernel; changes gather meanwhile
+    #[arg(
+        long,
+        visible_alias = "iptables-min-sync-period",
+        global = true,
+        value_parser = duration,
+        default_value = "50ms",
+        value_name = "TIME"
+    )]
+    pub min_sync_period: Duration,
+    /// Health and metrics.
+    #[command(flatten)]
+    pub serving: ServingArgs,
+    /// Connection tracking.
+    #[command(flatten)]
+    pub conntrack: ConntrackArgs,
+}
+
+/// `--detect-local-mode`, by kube-proxy's names too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DetectLocalMode {
+    /// By --cluster-cidrs.
+    #[value(alias = "ClusterCIDR")]
+    ClusterCidr,
+    /// By the pod CIDRs of this node's Node object.
+    #[value(alias = "NodeCIDR")]
+    NodeCidr,
+    /// By --pod-bridge-interface.
+    #[value(alias = "BridgeInterface")]
+    BridgeInterface,
+    /// By --pod-interface-name-prefix.
+    #[value(alias = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
+    /// Not at all.
+    None,
+}
+
+/// Health and metrics.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Health and metrics")]
+pub struct ServingArgs {
+    /// Where /healthz, /livez and /readyz are served; empty for nowhere
+    #[arg(long, global = true, default_value = "0.0.0.0:10256", value_name = "ADDR:PORT")]
+    pub healthz_bind_address: BindAddress,
+    /// Where /metrics is served; empty for nowhere
+    #[arg(long, global = true, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT")]
+    pub metrics_bind_address: BindAddress,
+    /// End when one of these addresses cannot be bound, instead of trying again
+    #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
+    pub bind_address_hard_fail: bool,
+    /// How long an update may wait before the proxy calls itself unhealthy
+    #[arg(long, global = true, value_parser = duration, default_value = "60s", value_name = "TIME")]
+    pub health_timeout: Duration,
+}
+
+/// Connection tracking, by kube-proxy's flags. Limits are left alone unless given.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Connection tracking")]
+pub struct ConntrackArgs {
+    /// Raise the limit of tracked connections to this many per core
+    #[arg(long, global = true, value_name = "N")]
+    pub conntrack_max_per_core: Option<u32>,
+    /// Raise the limit of tracked connections to at least this
+    #[arg(long, global = true, value_name = "N")]
+    pub conntrack_min: Option<u32>,
+    /// Timeout of idle TCP connections
+    #[arg(long, global = true, value_parser = duration, value_name = "TIME")]
+    pub conntrack_tcp_timeout_established: Option<Duration>,
+    /// Timeout of half-closed TCP connections
+    #[arg(long, global = true, value_parser = duration, value_name = "TIME")]
+    pub conntrack_tcp_timeout_close_wait: Option<Duration>,
+    /// Timeout of UDP flows that were not answered
+    #[arg(long, global = true, value_parser = duration, value_name = "TIME")]
+    pub conntrack_udp_timeout: Option<Duration>,
+    /// Timeout of UDP flows that were answered
+    #[arg(long, global = true, value_parser = duration, value_name = "TIME")]
+    pub conntrack_udp_timeout_stream: Option<Duration>,
+    /// Let packets pass that fit no connection (asymmetric routes)
+    #[arg(
+        long,
+        visible_alias = "conntrack-tcp-be-liberal",
+        global = true,
+        num_args = 0..=1,
+        default_value_t = false,
+        default_missing_value = "true",
+        require_equals = true
+    )]
+    pub conntrack_be_liberal: bool,
+    /// Also forget TCP and SCTP connections to endpoints that are gone, so that clients notice
+    #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
+    pub reset_removed_endpoints: bool,
+}
+
+/// Flags of `to-nft`.
+#[derive(Clone, Debug, Args)]
+pub struct NftArgs {
+    /// Print the ruleset that `nft -f` reads, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Which bit of the packet mark means "to be masqueraded"
+    #[arg(
+        long,
+        visible_alias = "iptables-masquerade-bit",
+        global = true,
+        default_value_t = 14,
+        value_parser = clap::value_parser!(u8).range(0..32),
+        value_name = "BIT"
+    )]
+    pub masquerade_bit: u8,
+    /// Remove everything that kpng wrote into nf_tables, and end
+    #[arg(long)]
+    pub cleanup: bool,
+    /// When our rules are in force, remove the tables and chains that kube-proxy left
+    #[arg(long)]
+    pub replace_kube_proxy: bool,
+}

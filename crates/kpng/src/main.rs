@@ -1,0 +1,21 @@
+//! The `kpng` command. It only parses, runs, and says in one line what went wrong.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use kpng::cli::Cli;
+
+fn main() -> ExitCode {
+    match kpng::app::run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "this is for the person who typed the command")]
+fn report(error: &anyhow::Error) {
+    eprintln!("kpng: {error:#}");
+}

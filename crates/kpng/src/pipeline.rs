@@ -1,0 +1,197 @@
+//! From a store to a backend: the one long-lived loop of a node.
+//!
+//! ```text
+//! Reader ──▶ Planner ──▶ Backend::sync        facts of the node ──▶ Planner
+//! ```
+//!
+//! A sync happens when something changed, when somebody disturbed the backend's objects, and again,
+//! with back-off, after a failure; never because time passed. Planning and syncing run on a blocking
+//! thread, so a long first sync stalls nobody.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use kpng_core::backend::{Backend, BackendError};
+use kpng_core::plan::{Changes, NodeFacts, Plan, Planner};
+use kpng_core::store::Reader;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::backoff::Backoff;
+
+/// How often the backend is asked whether somebody disturbed it.
+const DISTURBANCE_CHECK: Duration = Duration::from_secs(1);
+
+/// A node's pipeline.
+pub struct Pipeline {
+    /// Where changes come from.
+    pub reader: Reader,
+    /// The name of the node.
+    pub node: Arc<str>,
+    /// What the plan depends on beside the store. Nothing is synced before there are facts.
+    pub facts: watch::Receiver<Option<NodeFacts>>,
+    /// Who makes it happen.
+    pub backend: Box<dyn Backend>,
+    /// The shortest time between the starts of two syncs; changes gather meanwhile.
+    pub min_sync_period: Duration,
+}
+
+/// What an observer of the pipeline learns.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A change waits to be synced.
+    Queued,
+    /// A sync ended.
+    Synced(&'a Synced<'a>),
+    /// Somebody else changed the backend's objects; a full sync follows.
+    Disturbed,
+}
+
+/// The end of a sync.
+#[derive(Debug)]
+pub struct Synced<'a> {
+    /// What shall be in force.
+    pub plan: &'a Plan,
+    /// What changed in the plan since the last sync.
+    pub changes: &'a Changes,
+    /// All services were synced, not only those that changed.
+    pub full: bool,
+    /// How long it took to plan and to sync.
+    pub duration: Duration,
+    /// When the cluster made the earliest of the changes, where it said so.
+    pub triggered: Option<SystemTime>,
+    /// How many claims to frontends are not met.
+    pub conflicts: usize,
+    /// What the backend said.
+    pub result: &'a Result<(), BackendError>,
+}
+
+/// What moves to the blocking thread and back.
+struct Work {
+    reader: Reader,
+    planner: Planner,
+    backend: Box<dyn Backend>,
+    /// The next sync is a full one.
+    full: bool,
+}
+
+struct Outcome {
+    changes: Changes,
+    full: bool,
+    duration: Duration,
+    triggered: Option<SystemTime>,
+    /// `None` when there was nothing to sync.
+    result: Option<Result<(), BackendError>>,
+}
+
+impl Pipeline {
+    /// Runs until `shutdown` completes, or until the source is gone and everything was synced. A
+    /// sync that has begun is finished; what was written stays.
+    pub async fn run(
+        self,
+        mut observe: impl FnMut(&Event<'_>),
+        shutdown: impl Future<Output = ()>,
+    ) {
+        let Self { reader, node, mut facts, backend, min_sync_period } = self;
+        tokio::pin!(shutdown);
+        let first_facts = tokio::select! {
+            () = &mut shutdown => return,
+            facts = facts.wait_for(Option::is_some) => match facts {
+                Ok(facts) => facts.clone().unwrap_or_default(),
+                Err(_) => return,
+            },
+        };
+        let planner = Planner::new(node, first_facts);
+        let mut work = Work { reader, planner, backend, full: true };
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+        let mut retry: Option<Instant> = None;
+        let mut last_sync: Option<Instant> = None;
+        let mut check = tokio::time::interval(DISTURBANCE_CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return,
+                more = work.reader.ready() => if !more && retry.is_none() { return },
+                changed = facts.changed() => if changed.is_err() { return },
+                () = at(retry) => {}
+                _ = check.tick() => {
+                    if work.full || !is_disturbed(&mut work) { continue }
+                    observe(&Event::Disturbed);
+                }
+            }
+            observe(&Event::Queued);
+            let earliest = [last_sync.map(|last| last + min_sync_period), retry];
+            if let Some(earliest) = earliest.into_iter().flatten().max() {
+                tokio::select! {
+                    () = &mut shutdown => return,
+                    () = tokio::time::sleep_until(earliest) => {}
+                }
+            }
+            last_sync = Some(Instant::now());
+            let facts = facts.borrow_and_update().clone();
+            let job = tokio::task::spawn_blocking(move || {
+                let outcome = work.sync(facts);
+                (work, outcome)
+            });
+            let (back, outcome) = job.await.expect("planning and syncing do not panic");
+            work = back;
+            let Some(result) = &outcome.result else { continue };
+            retry = match result {
+                Ok(()) => {
+                    backoff.reset();
+                    None
+                }
+                Err(_) => Some(Instant::now() + backoff.next_delay()),
+            };
+            observe(&Event::Synced(&Synced {
+                plan: work.planner.plan(),
+                changes: &outcome.changes,
+                full: outcome.full,
+                duration: outcome.duration,
+                triggered: outcome.triggered,
+                conflicts: work.planner.conflict_count(),
+                result,
+            }));
+        }
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Asks the backend; who cannot tell is taken for disturbed.
+fn is_disturbed(work: &mut Work) -> bool {
+    work.full = work.backend.disturbed().unwrap_or(true);
+    work.full
+}
+
+impl Work {
+    fn sync(&mut self, facts: Option<NodeFacts>) -> Outcome {
+        let start = std::time::Instant::now();
+        let mut changes = Changes::default();
+        let mut triggered = None;
+        if let Some(facts) = facts {
+            changes = self.planner.set_facts(facts);
+        }
+        while let Some(update) = self.reader.try_next() {
+            changes.merge(self.planner.update(&update));
+            triggered = [triggered, update.triggered].into_iter().flatten().min();
+        }
+        let full = self.full;
+        let plan = self.planner.plan();
+        let result = if full {
+            Some(self.backend.sync(plan, None))
+        } else if changes.is_empty() {
+            None
+        } else {
+            Some(self.backend.sync(plan, Some(&changes.services)))
+        };
+        self.full = matches!(result, Some(Err(_)));
+        Outcome { changes, full, duration: start.elapsed(), triggered, result }
+    }
+}

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Passes all tests. First it installs what they need beyond Rust: Debian packages (as root), and a
+# kube-apiserver, which is built once from its Go module into .testbin/ (minutes), unless one is in
+# KUBEBUILDER_ASSETS or PATH. Arguments go to `cargo test`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:/usr/local/go/bin:/usr/sbin:/sbin"
+
+packages=()
+need() { command -v "$1" >/dev/null || packages+=("$2"); }
+need nft nftables
+need ip iproute2
+need iptables iptables
+need conntrack conntrack
+need etcd etcd-server
+have_apiserver() { [ -x "${KUBEBUILDER_ASSETS:-/nowhere}/kube-apiserver" ] || command -v kube-apiserver >/dev/null || [ -x .testbin/kube-apiserver ]; }
+have_apiserver || need go golang-go
+
+if [ ${#packages[@]} -gt 0 ]; then
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "The tests need packages that are missing. Install them as root: apt-get install ${packages[*]}" >&2
+        exit 1
+    fi
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+
+# Debian's Go may be older than Kubernetes wants; the toolchain is a Go module like any other.
+go_minor() { go env GOVERSION | sed 's/^go1\.\([0-9]*\).*/\1/'; }
+if ! have_apiserver && [ "$(go_minor)" -lt 21 ]; then
+    toolchain="golang.org/toolchain@v0.0.1-go1.26.0.linux-$(go env GOARCH)"
+    folder="$(cd "$(mktemp -d)" && go mod download -json "$toolchain" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')"
+    chmod -R u+wx "$folder/bin" "$folder/pkg/tool"
+    export PATH="$folder/bin:$PATH"
+fi
+
+cargo run --quiet --package kpng-testkit --example fetch_apiserver
+exec cargo test --workspace "$@"
