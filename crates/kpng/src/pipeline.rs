@@ -43,6 +43,8 @@ pub enum Event<'a> {
     Queued,
     /// A sync ended.
     Synced(&'a Synced<'a>),
+    /// What waited came to nothing: the plan is as it was.
+    Unchanged,
     /// Somebody else changed the backend's objects; a full sync follows.
     Disturbed,
 }
@@ -136,7 +138,10 @@ impl Pipeline {
             });
             let (back, outcome) = job.await.expect("planning and syncing do not panic");
             work = back;
-            let Some(result) = &outcome.result else { continue };
+            let Some(result) = &outcome.result else {
+                observe(&Event::Unchanged);
+                continue;
+            };
             retry = match result {
                 Ok(()) => {
                     backoff.reset();
