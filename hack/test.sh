@@ -13,6 +13,7 @@ need ip iproute2
 need iptables iptables
 need conntrack conntrack
 need etcd etcd-server
+need openssl openssl
 have_apiserver() { [ -x "${KUBEBUILDER_ASSETS:-/nowhere}/kube-apiserver" ] || command -v kube-apiserver >/dev/null || [ -x .testbin/kube-apiserver ]; }
 have_apiserver || need go golang-go
 

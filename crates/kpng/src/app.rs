@@ -1,6 +1,7 @@
 //! The composition root: what was typed becomes running parts.
 
 mod node;
+mod observe;
 mod source;
 
 use anyhow::Context;
@@ -10,9 +11,9 @@ use tokio::io::AsyncWriteExt;
 
 use crate::backends;
 use crate::cli::{BackendCommand, Cli, Command, LocalArgs, NftArgs, Sink};
+use crate::logging;
 use crate::signals::Shutdown;
 use crate::sinks::{exec, json};
-use crate::{cli, logging};
 
 use source::Source;
 
@@ -41,24 +42,30 @@ async fn to_local(source: Source, local: LocalArgs, backend: BackendCommand) -> 
     let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
     match backend {
         BackendCommand::ToNft(NftArgs { cleanup: true, .. }) => backends::nft_cleanup(),
-        BackendCommand::ToNft(nft) if nft.dry_run => node::dry_run(source, &local, &nft, shutdown).await,
+        BackendCommand::ToNft(nft) if nft.dry_run => {
+            node::dry_run(source, &local, &nft, shutdown).await
+        }
         BackendCommand::ToNft(nft) => node::run(source, local, nft, shutdown).await,
         BackendCommand::ToJson => {
             let node = node::name(&local)?;
-            let (store, source) = source.start(shutdown.clone());
+            let (store, source) = source.start(shutdown.clone())?;
             let sink = to_json(&store, node, shutdown);
             source.beside(sink).await
         }
         BackendCommand::ToExec { command } => {
             let node = node::name(&local)?;
-            let (store, source) = source.start(shutdown.clone());
+            let (store, source) = source.start(shutdown.clone())?;
             let sink = exec::run(&store, node, &command, shutdown.wait());
             source.beside(sink).await
         }
     }
 }
 
-async fn to_json(store: &Store, node: std::sync::Arc<str>, shutdown: Shutdown) -> anyhow::Result<()> {
+async fn to_json(
+    store: &Store,
+    node: std::sync::Arc<str>,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     let mut out = tokio::io::stdout();
     match json::run(store.reader(), node, &mut out, shutdown.wait()).await {
         // Who read has gone: the end of a shell's pipe.
@@ -78,7 +85,7 @@ fn version() -> String {
 
 fn print_completion(shell: clap_complete::Shell) -> anyhow::Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut cli::Cli::command(), "kpng", &mut script);
+    clap_complete::generate(shell, &mut Cli::command(), "kpng", &mut script);
     print(&String::from_utf8_lossy(&script))
 }
 

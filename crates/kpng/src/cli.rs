@@ -13,9 +13,18 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-pub use values::{BindAddress, NodePortAddresses};
+pub use values::{List, NodePortAddresses};
 
+use crate::http::BindAddress;
 use values::{address_list, cidr_list, duration};
+
+fn healthz_address(text: &str) -> Result<BindAddress, crate::http::Error> {
+    BindAddress::parse(text, 10256)
+}
+
+fn metrics_address(text: &str) -> Result<BindAddress, crate::http::Error> {
+    BindAddress::parse(text, 10249)
+}
 
 /// The Kubernetes service proxy.
 #[derive(Debug, Parser)]
@@ -104,7 +113,12 @@ pub enum BackendCommand {
     /// Give such lines to a program's standard input; it is started again when it ends
     ToExec {
         /// The program and its arguments.
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "CMD"
+        )]
         command: Vec<String>,
     },
 }
@@ -117,7 +131,13 @@ pub struct LoggingArgs {
     #[arg(short = 'v', long = "v", global = true, default_value_t = 1, value_name = "N")]
     pub verbosity: u8,
     /// Format of log lines, which go to standard error
-    #[arg(long, visible_alias = "logging-format", global = true, value_enum, default_value = "text")]
+    #[arg(
+        long,
+        visible_alias = "logging-format",
+        global = true,
+        value_enum,
+        default_value = "text"
+    )]
     pub log_format: LogFormat,
 }
 
@@ -183,14 +203,14 @@ pub struct LocalArgs {
     /// This node's own addresses, at most one per family [default: of its Node object, then of its
     /// default routes]
     #[arg(long, global = true, value_parser = address_list, value_name = "IPS")]
-    pub bind_address: Option<values::List<IpAddr>>,
+    pub bind_address: Option<List<IpAddr>>,
     /// How packets from pods are told from others [default: cluster-cidr with --cluster-cidrs, else
     /// none]
     #[arg(long, global = true, value_enum, ignore_case = true, value_name = "MODE")]
     pub detect_local_mode: Option<DetectLocalMode>,
     /// Where all pods of the cluster have their addresses
     #[arg(long, visible_alias = "cluster-cidr", global = true, value_parser = cidr_list, value_name = "CIDRS")]
-    pub cluster_cidrs: Option<values::List<IpNet>>,
+    pub cluster_cidrs: Option<List<IpNet>>,
     /// The bridge that pods are on, for --detect-local-mode=bridge-interface
     #[arg(long, global = true, value_name = "NAME")]
     pub pod_bridge_interface: Option<String>,
@@ -199,7 +219,7 @@ pub struct LocalArgs {
     pub pod_interface_name_prefix: Option<String>,
     /// Where Services have their addresses: packets to unallocated ones are dropped
     #[arg(long, visible_alias = "service-cluster-ip-range", global = true, value_parser = cidr_list, value_name = "CIDRS")]
-    pub service_cidrs: Option<values::List<IpNet>>,
+    pub service_cidrs: Option<List<IpNet>>,
     /// Addresses on which node ports are served: `primary`, `all`, or CIDRs
     #[arg(long, global = true, default_value = "primary", value_name = "WHERE")]
     pub nodeport_addresses: NodePortAddresses,
@@ -259,10 +279,10 @@ pub enum DetectLocalMode {
 #[command(next_help_heading = "Health and metrics")]
 pub struct ServingArgs {
     /// Where /healthz, /livez and /readyz are served; empty for nowhere
-    #[arg(long, global = true, default_value = "0.0.0.0:10256", value_name = "ADDR:PORT")]
+    #[arg(long, global = true, default_value = "0.0.0.0:10256", value_parser = healthz_address, value_name = "ADDR:PORT")]
     pub healthz_bind_address: BindAddress,
     /// Where /metrics is served; empty for nowhere
-    #[arg(long, global = true, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT")]
+    #[arg(long, global = true, default_value = "127.0.0.1:10249", value_parser = metrics_address, value_name = "ADDR:PORT")]
     pub metrics_bind_address: BindAddress,
     /// End when one of these addresses cannot be bound, instead of trying again
     #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]

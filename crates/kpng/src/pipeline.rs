@@ -13,11 +13,12 @@ use std::time::{Duration, SystemTime};
 
 use kpng_core::backend::{Backend, BackendError};
 use kpng_core::plan::{Changes, NodeFacts, Plan, Planner};
-use kpng_core::store::Reader;
+use kpng_core::store::{Reader, Revision};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::backoff::Backoff;
+use crate::metrics::count_changes;
 
 /// How often the backend is asked whether somebody disturbed it.
 const DISTURBANCE_CHECK: Duration = Duration::from_secs(1);
@@ -62,6 +63,10 @@ pub struct Synced<'a> {
     pub duration: Duration,
     /// When the cluster made the earliest of the changes, where it said so.
     pub triggered: Option<SystemTime>,
+    /// How many changes of Services and EndpointSlices were taken over.
+    pub taken: (u64, u64),
+    /// Everything up to this revision of the store was planned.
+    pub revision: Revision,
     /// How many claims to frontends are not met.
     pub conflicts: usize,
     /// What the backend said.
@@ -75,6 +80,7 @@ struct Work {
     backend: Box<dyn Backend>,
     /// The next sync is a full one.
     full: bool,
+    revision: Revision,
 }
 
 struct Outcome {
@@ -82,6 +88,8 @@ struct Outcome {
     full: bool,
     duration: Duration,
     triggered: Option<SystemTime>,
+    taken: (u64, u64),
+    revision: Revision,
     /// `None` when there was nothing to sync.
     result: Option<Result<(), BackendError>>,
 }
@@ -104,7 +112,7 @@ impl Pipeline {
             },
         };
         let planner = Planner::new(node, first_facts);
-        let mut work = Work { reader, planner, backend, full: true };
+        let mut work = Work { reader, planner, backend, full: true, revision: 0 };
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
         let mut retry: Option<Instant> = None;
         let mut last_sync: Option<Instant> = None;
@@ -155,6 +163,8 @@ impl Pipeline {
                 full: outcome.full,
                 duration: outcome.duration,
                 triggered: outcome.triggered,
+                taken: outcome.taken,
+                revision: outcome.revision,
                 conflicts: work.planner.conflict_count(),
                 result,
             }));
@@ -180,11 +190,16 @@ impl Work {
         let start = std::time::Instant::now();
         let mut changes = Changes::default();
         let mut triggered = None;
+        let (mut services, mut slices) = (0, 0);
         if let Some(facts) = facts {
             changes = self.planner.set_facts(facts);
         }
         while let Some(update) = self.reader.try_next() {
             changes.merge(self.planner.update(&update));
+            let taken = count_changes(&update);
+            services += taken.0;
+            slices += taken.1;
+            self.revision = update.revision;
             triggered = [triggered, update.triggered].into_iter().flatten().min();
         }
         let full = self.full;
@@ -197,6 +212,7 @@ impl Work {
             Some(self.backend.sync(plan, Some(&changes.services)))
         };
         self.full = matches!(result, Some(Err(_)));
-        Outcome { changes, full, duration: start.elapsed(), triggered, result }
+        let (duration, revision) = (start.elapsed(), self.revision);
+        Outcome { changes, full, duration, triggered, taken: (services, slices), revision, result }
     }
 }

@@ -1,6 +1,6 @@
 //! Values of flags: what they may look like, and what is said when they do not.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -79,25 +79,6 @@ impl FromStr for NodePortAddresses {
     }
 }
 
-/// An address and port to listen on, or nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BindAddress(pub Option<SocketAddr>);
-
-impl FromStr for BindAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.is_empty() || text == "0" {
-            return Ok(Self(None));
-        }
-        let any = text.strip_prefix(':').map(|port| format!("0.0.0.0:{port}"));
-        let text = any.as_deref().unwrap_or(text);
-        text.parse().map(|address| Self(Some(address))).map_err(|_| {
-            format!("{text:?} is no address and port such as 0.0.0.0:10256 or [::]:10256")
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,14 +94,5 @@ mod tests {
         for bad in ["", "s", "1x", "1m2", "-1s", "1e400h"] {
             assert!(ms(bad).unwrap_err().contains("is no duration"), "{bad}");
         }
-    }
-
-    #[test]
-    fn bind_addresses() {
-        let parse = |text: &str| text.parse::<BindAddress>().map(|address| address.0);
-        assert_eq!(parse(""), Ok(None));
-        assert_eq!(parse(":10256"), Ok("0.0.0.0:10256".parse().ok()));
-        assert_eq!(parse("[::]:1"), Ok("[::]:1".parse().ok()));
-        assert!(parse("10256").unwrap_err().contains("no address and port"));
     }
 }

@@ -1,0 +1,76 @@
+//! What a pipeline's events mean to everybody around it: health, metrics, conntrack, the log.
+
+use std::sync::Arc;
+
+use tracing::{debug, error, info, warn};
+
+use crate::conntrack::Cleaner;
+use crate::health::ProxyHealth;
+use crate::metrics::Metrics;
+use crate::pipeline::{Event, Synced};
+use crate::service_health::ServiceHealth;
+
+/// Tells everybody.
+pub(super) struct Observer {
+    pub(super) health: ProxyHealth,
+    pub(super) metrics: Metrics,
+    pub(super) service_health: ServiceHealth,
+    pub(super) cleaner: Arc<Cleaner>,
+    /// Called once, after the first successful sync.
+    pub(super) at_first_sync: Option<Box<dyn FnOnce()>>,
+}
+
+impl Observer {
+    /// Takes note of an event.
+    pub(super) fn observe(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Queued => {
+                self.health.queued();
+                self.metrics.queued();
+            }
+            Event::Unchanged => self.health.synced(),
+            Event::Disturbed => {
+                warn!("somebody else changed kpng's objects in the kernel; they are repaired");
+            }
+            Event::Synced(synced) => self.synced(synced),
+        }
+    }
+
+    fn synced(&mut self, synced: &Synced<'_>) {
+        let Synced { plan, changes, full, duration, .. } = *synced;
+        self.metrics.changes(synced.taken.0, synced.taken.1);
+        self.metrics.sync_done(full, duration, synced.result);
+        self.metrics.set_conflicts(synced.conflicts);
+        for conflict in &changes.conflicts {
+            warn!("{conflict}");
+        }
+        for (service, warning) in &changes.warnings {
+            warn!(%service, "{warning}");
+        }
+        if let Err(error) = synced.result {
+            error!(
+                error = &**error as &dyn std::error::Error,
+                "cannot update the kernel; trying again"
+            );
+            return;
+        }
+        let changed = (!full).then_some(&changes.services[..]);
+        self.metrics.planned(plan, changed);
+        self.metrics.set_synced_revision(synced.revision);
+        if let Some(triggered) = synced.triggered {
+            self.metrics.programmed(triggered, plan, &changes.services);
+        }
+        self.cleaner.update(plan, changed);
+        self.service_health.update(plan, changed);
+        self.health.synced();
+        let (services, milliseconds) = (plan.services().len(), duration.as_millis());
+        if full {
+            info!(services, milliseconds, "all services are in force");
+        } else {
+            debug!(changed = changes.services.len(), milliseconds, "changes are in force");
+        }
+        if let Some(then) = self.at_first_sync.take() {
+            then();
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The whole process on a node: the binary as a user starts it, a real API server or a file, packets
+//! through a virtual network, signals, restarts and faults.
+
+#![expect(clippy::disallowed_methods, reason = "the binary under test is a child process")]
+
+#[path = "node/api_server.rs"]
+mod api_server;
+#[path = "node/command_line.rs"]
+mod command_line;
+#[path = "node/file.rs"]
+mod file;
+#[path = "node/process.rs"]
+mod process;

@@ -1,0 +1,189 @@
+//! `kpng file … to-local to-nft`: reload, restarts, repair, clean-up.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use kpng_testkit::network::{Host, Network, Outcome, Topology};
+use rustix::process::Signal;
+
+use crate::process::{Kpng, eventually, http, run, within};
+
+const FLAGS: &[&str] = &["to-local", "to-nft", "--node-name=node-a", "--cluster-cidrs=10.0.0.0/8,fd00:180::/32"];
+
+/// A state with one service whose endpoints are these pods.
+fn state(pods: &[&str]) -> String {
+    let endpoints: String = pods
+        .iter()
+        .map(|pod| {
+            format!("    - {{addresses: [{pod}], nodeName: node-a, conditions: {{ready: true}}}}\n")
+        })
+        .collect();
+    let endpoints = if pods.is_empty() { "    []\n".to_owned() } else { endpoints };
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: node-a}}\n\
+         status: {{addresses: [{{type: InternalIP, address: 192.168.0.2}}]}}\n---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: default}}\n\
+         spec:\n  type: NodePort\n  clusterIP: 172.30.0.1\n  clusterIPs: [172.30.0.1]\n  \
+         ports: [{{name: http, port: 80, nodePort: 30080}}]\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: web-1, namespace: default, labels: {{kubernetes.io/service-name: web}}}}\n\
+         addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints:\n{endpoints}"
+    )
+}
+
+fn network() -> Option<Network> {
+    let network = Network::new(Topology { pods: 3, remote_pods: 0 })?;
+    network.pods.iter().for_each(|pod| pod.serve(&[8080]));
+    Some(network)
+}
+
+fn write(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
+fn start(network: &Network, path: &Path) -> Kpng {
+    let input = format!("--input={}", path.display());
+    Kpng::start(&network.node, &[&["file", &input], FLAGS].concat())
+}
+
+fn ask(from: &Host) -> Outcome {
+    let vip: IpAddr = [172, 30, 0, 1].into();
+    from.tcp(None, SocketAddr::new(vip, 80))
+}
+
+fn answered_by(from: &Host, pod: &str) -> bool {
+    ask(from).answered_by() == Some(pod)
+}
+
+#[test]
+fn the_file_is_followed_and_a_broken_one_changes_nothing() {
+    let Some(network) = network() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.yaml");
+    write(&path, &state(&["10.180.0.1"]));
+    let kpng = start(&network, &path);
+    kpng.wait_ready(&network.node);
+    assert!(answered_by(network.pod(3), "pod1"));
+
+    write(&path, &state(&["10.180.0.2"]));
+    eventually("the other pod answers", || answered_by(network.pod(3), "pod2"));
+
+    write(&path, "services: [{service: {name: 1");
+    eventually("the error is logged", || kpng.log().contains("state.yaml:1:"));
+    assert!(answered_by(network.pod(3), "pod2"), "the last good state stays in force");
+
+    write(&path, &state(&[]));
+    eventually("nobody is left", || ask(network.pod(3)) == Outcome::Refused);
+    assert_eq!(ask(&network.client), Outcome::Refused);
+}
+
+#[test]
+fn rules_outlive_the_process_and_a_restart_changes_none() {
+    let Some(network) = network() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.yaml");
+    write(&path, &state(&["10.180.0.1", "10.180.0.2"]));
+    let list = || run(&network.node, &["nft", "-a", "list", "ruleset"]);
+
+    let mut kpng = start(&network, &path);
+    kpng.wait_ready(&network.node);
+    let rules = list();
+    assert!(kpng.terminate().success(), "{}", kpng.log());
+    assert_eq!(list(), rules, "SIGTERM leaves the data path as it is");
+    assert!(matches!(ask(network.pod(3)), Outcome::Answered { .. }));
+
+    let mut kpng = start(&network, &path);
+    kpng.wait_ready(&network.node);
+    assert_eq!(list(), rules, "a restart with the same state changes no rule");
+
+    kpng.signal(Signal::KILL);
+    kpng.wait();
+    write(&path, &state(&["10.180.0.2"]));
+    let _kpng = {
+        let kpng = start(&network, &path);
+        kpng.wait_ready(&network.node);
+        kpng
+    };
+    assert!((0..20).all(|_| answered_by(network.pod(3), "pod2")), "what changed meanwhile is in force");
+}
+
+#[test]
+fn a_deleted_table_is_back_within_five_seconds() {
+    let Some(network) = network() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.yaml");
+    write(&path, &state(&["10.180.0.1"]));
+    let kpng = start(&network, &path);
+    kpng.wait_ready(&network.node);
+    run(&network.node, &["nft", "delete", "table", "ip", "kpng"]);
+    assert!(!answered_by(network.pod(3), "pod1"));
+    let back = within(Duration::from_secs(5), || answered_by(network.pod(3), "pod1"));
+    assert!(back, "{}", kpng.log());
+}
+
+#[test]
+fn cleanup_removes_ours_and_only_ours() {
+    let Some(network) = network() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.yaml");
+    write(&path, &state(&["10.180.0.1"]));
+    run(&network.node, &["nft", "add", "table", "inet", "theirs"]);
+    let mut kpng = start(&network, &path);
+    kpng.wait_ready(&network.node);
+    assert!(kpng.terminate().success());
+    let mut cleanup = Kpng::start(&network.node, &["file", "to-local", "to-nft", "--cleanup"]);
+    assert!(cleanup.wait().success(), "{}", cleanup.log());
+    assert_eq!(run(&network.node, &["nft", "list", "tables"]), "table inet theirs\n");
+}
+
+#[test]
+fn kube_proxys_tables_are_replaced_on_request() {
+    let Some(network) = network() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.yaml");
+    write(&path, &state(&["10.180.0.1"]));
+    for command in [
+        "nft add table ip kube-proxy",
+        "nft add chain ip kube-proxy services",
+        "iptables-nft -t nat -N KUBE-SERVICES",
+        "iptables-nft -t nat -N KUBE-SVC-X",
+        "iptables-nft -t nat -A KUBE-SERVICES -d 172.30.0.1 -j KUBE-SVC-X",
+        "iptables-nft -t nat -A PREROUTING -m comment --comment kube -j KUBE-SERVICES",
+        "iptables-nft -t nat -A PREROUTING -d 192.0.2.1 -j RETURN",
+        "iptables-nft -t mangle -N KUBE-IPTABLES-HINT",
+    ] {
+        run(&network.node, &command.split(' ').collect::<Vec<_>>());
+    }
+    let input = format!("--input={}", path.display());
+    let arguments = [&["file", &input], FLAGS, &["--replace-kube-proxy"]].concat();
+    let kpng = Kpng::start(&network.node, &arguments);
+    kpng.wait_ready(&network.node);
+    eventually("kube-proxy's table goes", || {
+        !run(&network.node, &["nft", "list", "tables"]).contains("kube-proxy")
+    });
+    let nat = run(&network.node, &["iptables-nft-save", "-t", "nat"]);
+    assert!(!nat.contains("KUBE-") && nat.contains("192.0.2.1"), "{nat}");
+    assert!(run(&network.node, &["iptables-nft-save", "-t", "mangle"]).contains("KUBE-IPTABLES-HINT"));
+    assert!(answered_by(network.pod(3), "pod1"));
+}
+
+#[test]
+fn metrics_and_health_are_served() {
+    let Some(network) = network() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.yaml");
+    write(&path, &state(&["10.180.0.1"]));
+    let kpng = start(&network, &path);
+    kpng.wait_ready(&network.node);
+    let get = |port, path| http(&network.node, port, path).unwrap_or_default();
+    assert!(get(10256, "/healthz").contains(" 200 "), "{}", get(10256, "/healthz"));
+    assert!(get(10256, "/livez").contains(" 200 "));
+    let metrics = get(10249, "/metrics");
+    for name in ["kubeproxy_sync_proxy_rules_duration_seconds", "kpng_node_local_events_total", "kpng_frontend_conflicts 0"] {
+        assert!(metrics.contains(name), "{name} is not in\n{metrics}");
+    }
+    assert!(get(10249, "/proxyMode").ends_with("nftables"));
+}
