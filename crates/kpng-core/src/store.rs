@@ -563,6 +563,12 @@ impl Reader {
         Some(update)
     }
 
+    /// Takes note of the current revision without looking at what changed: for those who only look
+    /// up single values.
+    pub fn skip(&mut self) {
+        self.seen = Some(self.progress.borrow_and_update().revision);
+    }
+
     /// How many revisions this reader is behind.
     pub fn lag(&self) -> u64 {
         self.store.revision() - self.seen.unwrap_or(0)
