@@ -1,0 +1,317 @@
+//! A small HTTP/1.1 server for probes and metrics, shared by everything here that listens.
+//!
+//! A port that cannot be bound stops nobody: it is reported once and tried again until it can. What
+//! a client may take is bounded: connections, the time for a request, the life of a connection.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::io::Errno;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::backoff::Backoff;
+
+/// What is answered.
+pub type Answer = Response<String>;
+
+/// Makes the answer from the path of a request. It is called on the runtime's thread, so it does
+/// not block. The method is not looked at, as in kube-proxy.
+pub type Handler = Arc<dyn Fn(&str) -> Answer + Send + Sync>;
+
+/// An answer of one of the types that [`TEXT`] and [`JSON`] are.
+pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<String>) -> Answer {
+    let mut answer = Response::new(body.into());
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+/// The answer to a path that nobody knows.
+pub fn not_found() -> Answer {
+    answer(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
+}
+
+/// The content type of plain text.
+pub const TEXT: &str = "text/plain; charset=utf-8";
+
+/// The content type of JSON.
+pub const JSON: &str = "application/json";
+
+/// Why nobody listens.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The socket could not be made, bound or listened on.
+    #[error("listen for {what} on {address}")]
+    Listen {
+        /// What would be served.
+        what: String,
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The value of a flag is no address.
+    #[error(
+        "read the address {text:?}: it must be IP:port, [IPv6]:port or an IP; empty or 0 disables"
+    )]
+    Address {
+        /// The value.
+        text: String,
+    },
+}
+
+/// Where to listen, as flags say it: `IP:port`, `[IPv6]:port`, `:port` or an IP; nowhere if it is
+/// empty or `0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BindAddress(pub Option<SocketAddr>);
+
+impl BindAddress {
+    /// Reads the value of a flag. An IP alone gets the port `default_port`.
+    ///
+    /// # Errors
+    /// [`Error::Address`].
+    pub fn parse(text: &str, default_port: u16) -> Result<Self, Error> {
+        if text.is_empty() || text == "0" {
+            return Ok(Self(None));
+        }
+        if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse() {
+            return Ok(Self(Some(SocketAddr::new(ip, default_port))));
+        }
+        let port = text.strip_prefix(':').and_then(|port| port.parse().ok());
+        let everywhere = port.map(|port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port));
+        everywhere
+            .or_else(|| text.parse().ok())
+            .map(|address| Self(Some(address)))
+            .ok_or_else(|| Error::Address { text: text.to_owned() })
+    }
+}
+
+impl fmt::Display for BindAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("0"),
+        }
+    }
+}
+
+/// Something that listens and answers until it is dropped. Dropping it closes the port and all
+/// connections.
+#[derive(Debug)]
+pub struct Server {
+    task: JoinHandle<()>,
+    closing: watch::Sender<bool>,
+    address: watch::Receiver<Option<SocketAddr>>,
+}
+
+impl Server {
+    /// Serves `what` on `address` from now on. A port that cannot be bound is reported and tried
+    /// again until it can. Must be called inside a tokio runtime.
+    pub fn start(what: impl Into<String>, address: SocketAddr, handler: Handler) -> Self {
+        let what = what.into();
+        Self::spawn(handler, async move { bind_until_it_works(&what, address).await })
+    }
+
+    /// Like [`Server::start`], but a port that cannot be bound now is an error.
+    ///
+    /// # Errors
+    /// [`Error::Listen`].
+    pub fn try_start(
+        what: impl Into<String>,
+        address: SocketAddr,
+        handler: Handler,
+    ) -> Result<Self, Error> {
+        let listener =
+            bind(address).map_err(|source| Error::Listen { what: what.into(), address, source })?;
+        Ok(Self::spawn(handler, std::future::ready(listener)))
+    }
+
+    fn spawn(handler: Handler, bind: impl Future<Output = TcpListener> + Send + 'static) -> Self {
+        let (closing, mut closed) = watch::channel(false);
+        let (bound, address) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            let listener = tokio::select! {
+                () = is_closed(&mut closed) => return,
+                listener = bind => listener,
+            };
+            bound.send_replace(listener.local_addr().ok());
+            serve(listener, handler, LIMITS, closed).await;
+        });
+        Self { task, closing, address }
+    }
+
+    /// The address that is listened on, once it is. `None` if the server ended before.
+    pub async fn address(&mut self) -> Option<SocketAddr> {
+        self.address.wait_for(Option::is_some).await.ok().and_then(|address| *address)
+    }
+
+    /// Closes the port, and lets answers that are under way end, for a second at most.
+    pub async fn shutdown(mut self) {
+        self.closing.send_replace(true);
+        // A task that panicked or was cancelled is as gone as one that ended.
+        (&mut self.task).await.ok();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What clients may take.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Connections at once; more wait in the kernel's queue.
+    connections: usize,
+    /// From the start of a connection, or the end of an answer, to the end of a request's header.
+    header: Duration,
+    /// Of one connection.
+    life: Duration,
+    /// To take the last answer.
+    grace: Duration,
+}
+
+const LIMITS: Limits = Limits {
+    connections: 128,
+    header: Duration::from_secs(10),
+    life: Duration::from_secs(300),
+    grace: Duration::from_secs(1),
+};
+
+/// How many connections the kernel keeps for us.
+const BACKLOG: u32 = 128;
+
+/// More than any request needs, and the least that hyper allows.
+const MAX_REQUEST: usize = 8192;
+
+async fn serve(
+    listener: TcpListener,
+    handler: Handler,
+    limits: Limits,
+    mut closed: watch::Receiver<bool>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let room = connections.len() < limits.connections;
+        tokio::select! {
+            () = is_closed(&mut closed) => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if room => match accepted {
+                Ok((stream, _)) => {
+                    let handler = Arc::clone(&handler);
+                    connections.spawn(converse(stream, handler, limits, closed.clone()));
+                }
+                // A client that went away again, or no more file descriptors: they come back.
+                Err(error) => {
+                    tracing::debug!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn converse(
+    stream: TcpStream,
+    handler: Handler,
+    limits: Limits,
+    mut closed: watch::Receiver<bool>,
+) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let answer = handler(request.uri().path());
+        async { Ok::<_, Infallible>(answer) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header)
+        .max_buf_size(MAX_REQUEST)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        // What a client does wrong is its own business.
+        _ = &mut connection => return,
+        () = is_closed(&mut closed) => {}
+        () = tokio::time::sleep(limits.life) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::time::timeout(limits.grace, connection).await.ok();
+}
+
+async fn is_closed(closed: &mut watch::Receiver<bool>) {
+    // The sender goes away only with the server itself.
+    closed.wait_for(|closed| *closed).await.ok();
+}
+
+/// The first failure is not reported: whoever had the port may just be about to let it go.
+async fn bind_until_it_works(what: &str, address: SocketAddr) -> TcpListener {
+    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(10));
+    let mut failures = 0_u64;
+    loop {
+        match bind(address) {
+            Ok(listener) if failures > 1 => {
+                tracing::info!(%address, "listening for {what} after {failures} failures");
+                return listener;
+            }
+            Ok(listener) => return listener,
+            Err(error) => {
+                failures += 1;
+                if failures == 2 {
+                    tracing::error!(%address, %error, "cannot listen for {what}; trying again");
+                }
+            }
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+/// Listens on `address`; on an unspecified one for both families, where the kernel has both.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    if !address.ip().is_unspecified() {
+        return listen(address);
+    }
+    let any = |ip: IpAddr| SocketAddr::new(ip, address.port());
+    match listen(any(Ipv6Addr::UNSPECIFIED.into())) {
+        Err(error) if lacks_ipv6(&error) => listen(any(Ipv4Addr::UNSPECIFIED.into())),
+        result => result,
+    }
+}
+
+fn lacks_ipv6(error: &io::Error) -> bool {
+    let lacking = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL];
+    Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => {
+            let socket = TcpSocket::new_v6()?;
+            let only_v6 = !address.ip().is_unspecified();
+            rustix::net::sockopt::set_ipv6_v6only(&socket, only_v6)?;
+            socket
+        }
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

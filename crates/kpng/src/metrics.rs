@@ -1,0 +1,389 @@
+//! What Prometheus is told, under kube-proxy's names where the meaning is kube-proxy's.
+//!
+//! There are no globals: who has something to tell has a clone of [`Metrics`]. Numbers that others
+//! keep are read when Prometheus asks.
+
+mod kube;
+mod plan;
+mod process;
+mod text;
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyper::StatusCode;
+use kpng_core::model;
+use kpng_core::model::NamespacedName;
+use kpng_core::plan::Plan;
+use kpng_core::store::{Revision, Store, Update};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::health::ProxyHealth;
+use crate::http::{Handler, TEXT, answer, not_found};
+
+type Seconds = Gauge<f64, AtomicU64>;
+type Label<V> = [(&'static str, V); 1];
+type PerFamily<M> = Family<Label<&'static str>, M, fn() -> M>;
+
+/// The metrics of the process. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+/// Where metrics come from that others keep.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    /// How often probes were answered.
+    pub health: &'a ProxyHealth,
+    /// What the cluster says.
+    pub store: &'a Store,
+    /// What the watcher of an API server counts, if there is one.
+    pub kube: Option<Arc<kpng_kube::Stats>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    sync: Syncs,
+    service_changes: Changes,
+    endpoint_changes: Changes,
+    programming: PerFamily<Histogram>,
+    conntrack_deleted: PerFamily<Counter>,
+    conntrack_duration: PerFamily<Histogram>,
+    synced_revision: Arc<AtomicU64>,
+    conflicts: Gauge,
+    services: Gauge,
+    local_events: Counter,
+    no_local_endpoints: Family<Label<&'static str>, Gauge>,
+    without_local: Mutex<plan::WithoutLocal>,
+}
+
+#[derive(Debug)]
+struct Syncs {
+    all: Histogram,
+    full: Histogram,
+    partial: Histogram,
+    failures: Counter,
+    cleanup_failures: Counter,
+    last: Seconds,
+    last_queued: Seconds,
+}
+
+/// Changes of one kind of object.
+#[derive(Debug, Default)]
+struct Changes {
+    pending: Gauge,
+    total: Counter,
+}
+
+impl Metrics {
+    /// Nothing has happened yet.
+    pub fn new(sources: Sources<'_>) -> Self {
+        let mut registry = Registry::default();
+        let inner = Inner::register(&mut registry, &sources);
+        inner.show_zeros();
+        register_others(&mut registry, sources, &inner.synced_revision);
+        Self(Arc::new(Inner { registry, ..inner }))
+    }
+
+    /// A sync was asked for.
+    pub fn queued(&self) {
+        self.0.sync.last_queued.set(now());
+    }
+
+    /// So many changes of Services and of EndpointSlices were taken over, and wait to be synced.
+    /// [`count_changes`] counts them.
+    pub fn changes(&self, services: u64, endpoints: u64) {
+        self.0.service_changes.add(services);
+        self.0.endpoint_changes.add(endpoints);
+    }
+
+    /// A sync of all services (`full`) or of those that changed ended after `duration`.
+    pub fn sync_done<E>(&self, full: bool, duration: Duration, result: &Result<(), E>) {
+        let sync = &self.0.sync;
+        let seconds = duration.as_secs_f64();
+        sync.all.observe(seconds);
+        if full { &sync.full } else { &sync.partial }.observe(seconds);
+        if result.is_err() {
+            sync.failures.inc();
+            return;
+        }
+        sync.last.set(now());
+        self.0.service_changes.pending.set(0);
+        self.0.endpoint_changes.pending.set(0);
+    }
+
+    /// This plan is in force. `changed` names the services that differ from the last call; `None`
+    /// means all.
+    pub fn planned(&self, plan: &Plan, changed: Option<&[NamespacedName]>) {
+        let services = plan.services().len();
+        self.0.services.set(gauge(services));
+        self.0.local_events.inc_by(changed.map_or(services, <[_]>::len) as u64);
+        let mut without_local = self.0.without_local.lock().unwrap_or_else(PoisonError::into_inner);
+        without_local.update(plan, changed);
+        let count = without_local.ports();
+        for (policy, ports) in [("internal", count.internal), ("external", count.external)] {
+            self.0.no_local_endpoints.get_or_create(&[("traffic_policy", policy)]).set(ports);
+        }
+    }
+
+    /// What the cluster changed at `triggered` is in force now, in the families of the services
+    /// that `changed` names.
+    pub fn programmed(&self, triggered: SystemTime, plan: &Plan, changed: &[NamespacedName]) {
+        let seconds = triggered.elapsed().unwrap_or_default().as_secs_f64();
+        for family in plan::families(plan, changed) {
+            self.0.programming.get_or_create(&of(family)).observe(seconds);
+        }
+    }
+
+    /// Everything up to this revision of the store is in force.
+    pub fn set_synced_revision(&self, revision: Revision) {
+        self.0.synced_revision.store(revision, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// So many claims to frontends are not met.
+    pub fn set_conflicts(&self, conflicts: usize) {
+        self.0.conflicts.set(gauge(conflicts));
+    }
+
+    /// So many conntrack entries were deleted, after looking for `duration`.
+    pub fn conntrack_cleaned(&self, family: model::Family, deleted: u64, duration: Duration) {
+        self.0.conntrack_deleted.get_or_create(&of(family)).inc_by(deleted);
+        self.0.conntrack_duration.get_or_create(&of(family)).observe(duration.as_secs_f64());
+    }
+
+    /// The backend could not remove what it had installed.
+    pub fn cleanup_failed(&self) {
+        self.0.sync.cleanup_failures.inc();
+    }
+
+    /// Everything, in Prometheus' text format.
+    pub fn encode(&self) -> String {
+        let mut encoded = String::new();
+        prometheus_client::encoding::text::encode(&mut encoded, &self.0.registry)
+            .expect("writing to a string does not fail");
+        text::classic(&encoded)
+    }
+
+    /// Answers `/metrics`, and `/proxyMode` with kube-proxy's name for `backend`.
+    pub fn handler(&self, backend: &'static str) -> Handler {
+        let metrics = self.clone();
+        Arc::new(move |path| match path {
+            "/metrics" => answer(StatusCode::OK, text::CONTENT_TYPE, metrics.encode()),
+            "/proxyMode" => answer(StatusCode::OK, TEXT, proxy_mode(backend)),
+            _ => not_found(),
+        })
+    }
+}
+
+/// kube-proxy's name for a mode, or ours where it has none.
+fn proxy_mode(backend: &'static str) -> &'static str {
+    match backend {
+        "nft" => "nftables",
+        other => other,
+    }
+}
+
+/// How many Services, and how many EndpointSlices, an update changes.
+pub fn count_changes(update: &Update) -> (u64, u64) {
+    let (mut services, mut slices) = (0, 0);
+    for (_, change) in &update.services {
+        let (old, new) = (change.old.as_deref(), change.new.as_deref());
+        let service = |state: Option<&model::ServiceState>| state.and_then(|s| s.service.clone());
+        services += u64::from(service(old) != service(new));
+        let [old, new] = [old, new].map(|state| state.map_or(&[][..], |state| &state.slices));
+        let lacks = |all: &[_], slice| !all.contains(slice);
+        let put = new.iter().filter(|slice| lacks(old, slice)).count();
+        let named = |name| new.iter().any(|(other, _)| other == name);
+        let deleted = old.iter().filter(|(name, _)| !named(name)).count();
+        slices += (put + deleted) as u64;
+    }
+    (services, slices)
+}
+
+impl Changes {
+    fn add(&self, count: u64) {
+        self.pending.inc_by(i64::try_from(count).unwrap_or(i64::MAX));
+        self.total.inc_by(count);
+    }
+
+    fn register(registry: &mut Registry, name: &str, of: &str) -> Self {
+        let this = Self::default();
+        let pending = format!("Changes of {of} that are not synced yet");
+        let total = format!("Changes of {of}");
+        let prefix = format!("kubeproxy_sync_proxy_rules_{name}_changes");
+        registry.register(format!("{prefix}_pending"), pending, this.pending.clone());
+        registry.register(prefix, total, this.total.clone());
+        this
+    }
+}
+
+impl Syncs {
+    fn register(registry: &mut Registry) -> Self {
+        let this = Self {
+            all: sync_histogram(),
+            full: sync_histogram(),
+            partial: sync_histogram(),
+            failures: Counter::default(),
+            cleanup_failures: Counter::default(),
+            last: Seconds::default(),
+            last_queued: Seconds::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("kubeproxy");
+        let mut histogram = |name, help, histogram: &Histogram| {
+            registry.register(name, help, histogram.clone());
+        };
+        histogram("sync_proxy_rules_duration_seconds", "Duration of syncs", &this.all);
+        histogram(
+            "sync_full_proxy_rules_duration_seconds",
+            "Duration of syncs of all services",
+            &this.full,
+        );
+        histogram(
+            "sync_partial_proxy_rules_duration_seconds",
+            "Duration of syncs of changed services",
+            &this.partial,
+        );
+        let mut counter = |name, help, counter: &Counter| {
+            registry.register(name, help, counter.clone());
+        };
+        counter("sync_proxy_rules_nftables_sync_failures", "Failed syncs", &this.failures);
+        counter(
+            "sync_proxy_rules_nftables_cleanup_failures",
+            "Failed cleanups",
+            &this.cleanup_failures,
+        );
+        let mut seconds = |name, help, gauge: &Seconds| {
+            registry.register(name, help, gauge.clone());
+        };
+        seconds(
+            "sync_proxy_rules_last_timestamp_seconds",
+            "When a sync last succeeded",
+            &this.last,
+        );
+        seconds(
+            "sync_proxy_rules_last_queued_timestamp_seconds",
+            "When a sync was last asked for",
+            &this.last_queued,
+        );
+        this
+    }
+}
+
+impl Inner {
+    fn register(registry: &mut Registry, sources: &Sources<'_>) -> Self {
+        let sync = Syncs::register(registry);
+        let service_changes = Changes::register(registry, "service", "Services");
+        let endpoint_changes = Changes::register(registry, "endpoint", "EndpointSlices");
+        let (healthz, livez) = sources.health.answers();
+        let this = Self {
+            registry: Registry::default(),
+            sync,
+            service_changes,
+            endpoint_changes,
+            programming: PerFamily::new_with_constructor(programming_histogram),
+            conntrack_deleted: PerFamily::new_with_constructor(Counter::default),
+            conntrack_duration: PerFamily::new_with_constructor(sync_histogram),
+            synced_revision: Arc::default(),
+            conflicts: Gauge::default(),
+            services: Gauge::default(),
+            local_events: Counter::default(),
+            no_local_endpoints: Family::default(),
+            without_local: Mutex::default(),
+        };
+        let kube_proxy = registry.sub_registry_with_prefix("kubeproxy");
+        kube_proxy.register(
+            "network_programming_duration_seconds",
+            "From a change of endpoints in the cluster to its being in force on this node",
+            this.programming.clone(),
+        );
+        kube_proxy.register(
+            "conntrack_reconciler_deleted_entries",
+            "Conntrack entries deleted because their endpoint serves no more",
+            this.conntrack_deleted.clone(),
+        );
+        kube_proxy.register(
+            "conntrack_reconciler_sync_duration_seconds",
+            "Duration of looking for conntrack entries to delete",
+            this.conntrack_duration.clone(),
+        );
+        // A gauge, whatever its name says, in kube-proxy too.
+        kube_proxy.register(
+            "sync_proxy_rules_no_local_endpoints_total",
+            "Service ports with a Local traffic policy and endpoints on other nodes only",
+            this.no_local_endpoints.clone(),
+        );
+        kube_proxy.register("proxy_healthz", "Answers to /healthz by status code", healthz);
+        kube_proxy.register("proxy_livez", "Answers to /livez by status code", livez);
+        let own = registry.sub_registry_with_prefix("kpng");
+        own.register(
+            "frontend_conflicts",
+            "Claims to frontends that are not met because another service has them",
+            this.conflicts.clone(),
+        );
+        own.register("services", "Services that this node serves", this.services.clone());
+        own.register(
+            "node_local_events",
+            "Services whose plan for this node changed",
+            this.local_events.clone(),
+        );
+        this
+    }
+}
+
+impl Inner {
+    /// A series that exists before its first event shows that event as an increase.
+    fn show_zeros(&self) {
+        for label in model::Family::ALL.map(of) {
+            drop(self.programming.get_or_create(&label));
+            drop(self.conntrack_deleted.get_or_create(&label));
+            drop(self.conntrack_duration.get_or_create(&label));
+        }
+        for policy in ["internal", "external"] {
+            drop(self.no_local_endpoints.get_or_create(&[("traffic_policy", policy)]));
+        }
+    }
+}
+
+fn register_others(registry: &mut Registry, sources: Sources<'_>, synced: &Arc<AtomicU64>) {
+    let build = Family::<Label<&'static str>, Gauge>::default();
+    build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
+    registry.register("kpng_build_info", "The version of kpng, as a label", build);
+    let journal = kube::Journal { store: sources.store.clone(), synced: Arc::clone(synced) };
+    registry.register_collector(Box::new(journal));
+    if let Some(stats) = sources.kube {
+        registry.register_collector(Box::new(kube::Watcher(stats)));
+    }
+    registry.register_collector(Box::new(process::Process));
+}
+
+fn of(family: model::Family) -> Label<&'static str> {
+    [("ip_family", family.name())]
+}
+
+/// kube-proxy's buckets: 1 ms to 16 s.
+fn sync_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+/// kube-proxy's buckets, made for the scalability objective on network programming.
+fn programming_histogram() -> Histogram {
+    let steps = |from: u16, to: u16, width: usize| (from..=to).step_by(width).map(f64::from);
+    let seconds = steps(1, 59, 1).chain(steps(60, 115, 5)).chain(steps(120, 300, 30));
+    Histogram::new([0.25, 0.5].into_iter().chain(seconds))
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;
