@@ -18,33 +18,33 @@ fn the_example_of_manifests() {
     check(
         CLUSTER,
         expect![[r#"
-        node node-a; zone Some("zone-a"); ips [10.99.0.1, fd00:99::1]; pods [10.244.0.0/24, fd00:244::/64]; labels {"topology.kubernetes.io/zone": "zone-a"}
-        service default/dual ClusterIP; cluster [10.96.0.20, fd00:10:96::20]; port "" 80/TCP -> 8080
-          slice dual-ipv4; port "" 8080/TCP
-            10.244.0.13; node Some("node-a"); pod Some("api-0")
-          slice dual-ipv6; port "" 8080/TCP
-            fd00:244::d; node Some("node-a"); pod Some("api-0")
-        service default/empty ClusterIP; cluster [10.96.0.12]; port "" 80/TCP
-        service default/shop LoadBalancer; cluster [10.96.0.22]; balancer 10.99.1.1; ranges Some([10.99.0.0/24]); external Local; health Some(32000); port "http" 80/TCP -> 8080 node port 30081
-          slice shop-ipv4; port "http" 8080/TCP
-            10.244.0.10; node Some("node-a"); pod Some("web-0")
-            10.244.0.11; conditions Conditions { ready: false, serving: true, terminating: true }; node Some("node-a"); pod Some("web-1")
-        service default/sticky ClusterIP; cluster [10.96.0.21]; affinity Some(600s); port "" 80/TCP -> 8080
-          slice sticky-ipv4; port "" 8080/TCP
-            10.244.0.10; node Some("node-a"); pod Some("web-0")
-            10.244.0.11; node Some("node-a"); pod Some("web-1")
-        service default/web ClusterIP; cluster [10.96.0.10]; port "http" 80/TCP -> 8080
-          slice web-ipv4; port "http" 8080/TCP
-            10.244.0.10; node Some("node-a"); zone Some("zone-a"); pod Some("web-0")
-            10.244.0.11; node Some("node-a"); zone Some("zone-a"); pod Some("web-1")
-        service default/web-nodeport NodePort; cluster [10.96.0.11]; port "http" 80/TCP -> 8080 node port 30080
-          slice web-nodeport-ipv4; port "http" 8080/TCP
-            10.244.0.10; node Some("node-a"); pod Some("web-0")
-            10.244.0.11; node Some("node-a"); pod Some("web-1")
-        service kube-system/dns ClusterIP; cluster [10.96.0.53]; port "dns" 53/UDP -> 5353; port "dns-tcp" 53/TCP -> 5353
-          slice dns-ipv4; port "dns" 5353/UDP; port "dns-tcp" 5353/TCP
-            10.244.0.12; node Some("node-a"); pod Some("dns-0")
-    "#]],
+            node node-a; zone Some("zone-a"); ips [192.168.0.2, 2001:db8::1]; pods [10.180.0.0/24, fd00:180::/64]; labels {"topology.kubernetes.io/zone": "zone-a"}
+            service default/dual ClusterIP; cluster [172.30.0.20, fd00:172:30::20]; port "" 80/TCP -> 8080
+              slice dual-ipv4; port "" 8080/TCP
+                10.180.0.4; node Some("node-a"); pod Some("api-0")
+              slice dual-ipv6; port "" 8080/TCP
+                fd00:180::4; node Some("node-a"); pod Some("api-0")
+            service default/empty ClusterIP; cluster [172.30.0.12]; port "" 80/TCP
+            service default/shop LoadBalancer; cluster [172.30.0.22]; balancer 198.51.100.1; ranges Some([203.0.113.0/25]); external Local; health Some(32000); port "http" 80/TCP -> 8080 node port 30081
+              slice shop-ipv4; port "http" 8080/TCP
+                10.180.0.1; node Some("node-a"); pod Some("web-0")
+                10.180.0.2; conditions Conditions { ready: false, serving: true, terminating: true }; node Some("node-a"); pod Some("web-1")
+            service default/sticky ClusterIP; cluster [172.30.0.21]; affinity Some(600s); port "" 80/TCP -> 8080
+              slice sticky-ipv4; port "" 8080/TCP
+                10.180.0.1; node Some("node-a"); pod Some("web-0")
+                10.180.0.2; node Some("node-a"); pod Some("web-1")
+            service default/web ClusterIP; cluster [172.30.0.10]; port "http" 80/TCP -> 8080
+              slice web-ipv4; port "http" 8080/TCP
+                10.180.0.1; node Some("node-a"); zone Some("zone-a"); pod Some("web-0")
+                10.180.0.2; node Some("node-a"); zone Some("zone-a"); pod Some("web-1")
+            service default/web-nodeport NodePort; cluster [172.30.0.11]; port "http" 80/TCP -> 8080 node port 30080
+              slice web-nodeport-ipv4; port "http" 8080/TCP
+                10.180.0.1; node Some("node-a"); pod Some("web-0")
+                10.180.0.2; node Some("node-a"); pod Some("web-1")
+            service kube-system/dns ClusterIP; cluster [172.30.0.53]; port "dns" 53/UDP -> 5353; port "dns-tcp" 53/TCP -> 5353
+              slice dns-ipv4; port "dns" 5353/UDP; port "dns-tcp" 5353/TCP
+                10.180.0.3; node Some("node-a"); pod Some("dns-0")
+        "#]],
     );
 }
 
