@@ -3,8 +3,9 @@
 //! Nothing here talks to the kernel. After a start, what the kernel holds is "unclaimed": what is
 //! wanted and there is claimed without being written, the rest is removed at the end.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use kpng_core::model::{Family, NamespacedName};
 use kpng_core::plan::{NodeFacts, ServicePlan, Target};
@@ -13,6 +14,14 @@ use kpng_linux::nft::{Batch, Bytes, Chain, Element, Rule, SetDef, Table, TableFa
 use crate::class::{Class, Place, list_of};
 use crate::names::{self, Set};
 use crate::render::{self, ServiceObjects, Skeleton, shared_element};
+
+/// How long a class that nothing uses is kept. A rule with a map makes the kernel walk all elements
+/// of the map when it is added (`nf_tables_bind_set`), so a class is dear to make and cheap to keep:
+/// pools grow and shrink by steps.
+const IDLE_CLASS_GRACE: Duration = Duration::from_secs(300);
+
+/// How many classes that nothing uses are kept at most.
+const IDLE_CLASSES: usize = 64;
 
 /// A service as it was written.
 #[derive(Debug, Clone)]
@@ -51,8 +60,10 @@ pub(crate) struct TableState {
     defs: HashMap<Set, SetDef>,
     /// How many services need an address in a shared set.
     shared: HashMap<(Set, IpAddr), u32>,
-    /// How many services use a class.
+    /// How many services use a class; 0 for those that are idle.
     classes: HashMap<Class, u32>,
+    /// The classes that nothing uses, and since when; the oldest first.
+    idle: VecDeque<(Instant, Class)>,
     chains: HashMap<String, ChainState>,
     skeleton: Skeleton,
     unclaimed: Unclaimed,
@@ -90,6 +101,7 @@ impl TableState {
             defs: Set::ALL.into_iter().map(|set| (set, set.def())).collect(),
             shared: HashMap::new(),
             classes: HashMap::new(),
+            idle: VecDeque::new(),
             chains: HashMap::new(),
             skeleton: Skeleton::default(),
             unclaimed,
@@ -164,7 +176,7 @@ impl TableState {
             self.release_shared(*set, *address);
         }
         for class in old.classes.difference(&new.classes) {
-            self.release_class(batch, class, facts, stale);
+            self.release_class(class);
         }
         for (name, _) in &old.chains {
             if new.chains.iter().all(|(other, _)| other != name) {
@@ -275,11 +287,14 @@ impl TableState {
     }
 
     fn acquire_class(&mut self, batch: &mut Batch, class: &Class, facts: &NodeFacts) {
-        let users = self.classes.entry(class.clone()).or_insert(0);
-        *users += 1;
-        if *users > 1 {
+        if let Some(users) = self.classes.get_mut(class) {
+            *users += 1;
+            if *users == 1 {
+                self.idle.retain(|(_, idle)| idle != class);
+            }
             return;
         }
+        self.classes.insert(class.clone(), 1);
         for (name, rules) in class.chains(self.family, facts, self.mark) {
             self.write_chain(batch, &name, &rules);
             self.chains.entry(name).and_modify(|chain| chain.users += 1);
@@ -289,18 +304,40 @@ impl TableState {
         }
     }
 
-    fn release_class(
+    fn release_class(&mut self, class: &Class) {
+        let Some(users) = self.classes.get_mut(class) else { return };
+        *users -= 1;
+        if *users == 0 {
+            self.idle.push_back((Instant::now(), class.clone()));
+        }
+    }
+
+    /// Removes the classes that nothing has used for long.
+    pub(crate) fn retire_idle_classes(
+        &mut self,
+        batch: &mut Batch,
+        facts: &NodeFacts,
+        stale: &mut Vec<String>,
+    ) {
+        let is_due = |idle: &VecDeque<(Instant, Class)>| {
+            let oldest = idle.front();
+            idle.len() > IDLE_CLASSES
+                || oldest.is_some_and(|(since, _)| since.elapsed() >= IDLE_CLASS_GRACE)
+        };
+        while is_due(&self.idle)
+            && let Some((_, class)) = self.idle.pop_front()
+        {
+            self.retire_class(batch, &class, facts, stale);
+        }
+    }
+
+    fn retire_class(
         &mut self,
         batch: &mut Batch,
         class: &Class,
         facts: &NodeFacts,
         stale: &mut Vec<String>,
     ) {
-        let Some(users) = self.classes.get_mut(class) else { return };
-        *users -= 1;
-        if *users > 0 {
-            return;
-        }
         self.classes.remove(class);
         if let Some(route) = class.route() {
             self.delete(Set::Routes, route);
