@@ -1,6 +1,7 @@
 //! Real sockets on loopback addresses.
 
 use std::io::{Read, Write};
+use std::sync::Mutex;
 
 use expect_test::{Expect, expect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +23,39 @@ async fn request(address: SocketAddr, text: &str) -> io::Result<String> {
         .filter(|line| !line.starts_with("date: "))
         .collect::<Vec<_>>()
         .join("\n"))
+}
+
+/// What this thread logs from now on.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub(crate) fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .without_time()
+            .with_target(false)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn localhost(port: u16) -> SocketAddr {
@@ -177,12 +211,20 @@ async fn a_taken_port_is_tried_again() {
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("in use"), "{source}");
 
+    let (log, _guard) = Log::capture();
     let mut server = Server::start("probes", address, echo());
-    let early = tokio::time::timeout(Duration::from_millis(30), server.address()).await;
-    assert!(early.is_err(), "bound a port that somebody else has");
+    while log.text().is_empty() {
+        let early = tokio::time::timeout(Duration::from_millis(5), server.address()).await;
+        assert!(early.is_err(), "bound a port that somebody else has");
+    }
+    // Enough for one more attempt, which is not reported again.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let report = "ERROR cannot listen for probes; trying again";
+    assert!(log.text().starts_with(report) && log.text().lines().count() == 1, "{}", log.text());
     drop(taken);
     let bound = tokio::time::timeout(Duration::from_secs(5), server.address()).await;
     assert_eq!(bound.expect("the port is free"), Some(address));
+    assert!(log.text().contains("INFO listening for probes after "), "{}", log.text());
     assert!(get(address, "/").await.unwrap().contains("this is /"));
 }
 

@@ -8,7 +8,7 @@ use kpng_core::plan::Planner;
 use kpng_testkit::fixture::{NODE, fixture};
 
 use super::*;
-use crate::http::tests::get;
+use crate::http::tests::{Log, get};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -217,6 +217,7 @@ async fn the_first_of_two_services_keeps_a_port_until_it_goes() {
     let (late, early) = (service("late", port, "pod1"), service("early", port, "pod1 pod2"));
     let both = late.clone() + &early;
     health.update(&plan(&[V4], &late), None);
+    let (log, _guard) = Log::capture();
     health.update(&plan(&[V4], &both), Some(&[key("early")]));
     assert_eq!(ask_briefly(V4, port).await, "200 late 1");
     // Also when all are told again, and when the one that waits changes.
@@ -225,6 +226,9 @@ async fn the_first_of_two_services_keeps_a_port_until_it_goes() {
     let changed = late + &service("early", port, "pod1 pod2 pod3");
     health.update(&plan(&[V4], &changed), Some(&[key("early")]));
     assert_eq!(ask_briefly(V4, port).await, "200 late 1");
+    let report = format!("WARN healthCheckNodePort {port} belongs to ns/late; ");
+    assert!(log.text().trim_start().starts_with(&report), "{}", log.text());
+    assert_eq!(log.text().lines().count(), 1, "{}", log.text());
     let alone = service("early", port, "pod1 pod2 pod3");
     health.update(&plan(&[V4], &alone), Some(&[key("late")]));
     assert_eq!(ask_briefly(V4, port).await, "200 early 3");
