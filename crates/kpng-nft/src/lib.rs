@@ -91,6 +91,8 @@ pub struct Nft {
     config: Config,
     nft: Nftables,
     monitor: Option<Monitor>,
+    /// Somebody else changed our tables since they were last made what they shall be.
+    disturbed: bool,
     written: Option<Whole>,
     /// Chains to delete, in which table and since when they are empty.
     stale: Vec<(Instant, Family, String)>,
@@ -112,7 +114,7 @@ impl Nft {
     pub fn open(config: Config) -> Result<Self, Error> {
         let mut nft = Nftables::open()?;
         nft.tables(kpng_linux::nft::TableFamily::Ip)?;
-        Ok(Self { config, nft, monitor: None, written: None, stale: Vec::new() })
+        Ok(Self { config, nft, monitor: None, disturbed: false, written: None, stale: Vec::new() })
     }
 
     fn sync_changed(&mut self, plan: &Plan, changed: &[NamespacedName]) -> Result<(), Error> {
@@ -123,6 +125,7 @@ impl Nft {
         }
         let mut batch = Batch::default();
         self.delete_stale_chains(&whole, &mut batch);
+        whole.retire_idle_classes(&mut batch, &mut self.stale);
         if whole.facts != *plan.facts() {
             whole.facts = Arc::clone(plan.facts());
             whole.write_skeletons(&self.config, &mut batch);
@@ -139,6 +142,7 @@ impl Nft {
             });
             whole.write_service(&mut batch, key, new, &mut self.stale);
             if whole.pending() >= ELEMENTS_PER_TRANSACTION {
+                self.monitor = None;
                 whole.flush(&mut batch);
                 self.nft.commit(std::mem::take(&mut batch))?;
             }
@@ -152,6 +156,8 @@ impl Nft {
     fn sync_all(&mut self, plan: &Plan) -> Result<(), Error> {
         self.written = None;
         self.stale.clear();
+        self.read_monitor()?;
+        self.disturbed = false;
         let mut batch = Batch::default();
         let facts = Arc::clone(plan.facts());
         let mut whole = Whole { facts, services: HashMap::new(), tables: BTreeMap::new() };
@@ -218,8 +224,18 @@ impl Nft {
         Ok(TableState::new(family, mark, unclaimed))
     }
 
-    /// Listens to the kernel's notifications, unless it does already.
+    /// Reads what the kernel has reported, before it is more than the socket's buffer holds: it
+    /// reports our own changes too.
+    fn read_monitor(&mut self) -> Result<(), Error> {
+        if let Some(monitor) = &mut self.monitor {
+            self.disturbed |= monitor.disturbed()?;
+        }
+        Ok(())
+    }
+
+    /// Listens to the kernel's notifications from now on.
     fn watch(&mut self) -> Result<(), Error> {
+        self.read_monitor()?;
         if self.monitor.is_none() {
             self.monitor = Some(Monitor::open(&self.nft, [names::TABLE.to_owned()])?);
             for family in Family::ALL {
@@ -261,8 +277,8 @@ impl Backend for Nft {
     }
 
     fn disturbed(&mut self) -> Result<bool, BackendError> {
-        let Some(monitor) = &mut self.monitor else { return Ok(false) };
-        Ok(monitor.disturbed()? || self.written.is_none())
+        self.read_monitor()?;
+        Ok(self.monitor.is_some() && (self.disturbed || self.written.is_none()))
     }
 
     fn cleanup(&mut self) -> Result<(), BackendError> {
@@ -295,6 +311,18 @@ impl Whole {
         for (family, table) in &mut self.tables {
             let skeleton = render::skeleton(*family, &self.facts, config);
             table.write_skeleton(batch, skeleton, &self.facts);
+        }
+    }
+
+    fn retire_idle_classes(
+        &mut self,
+        batch: &mut Batch,
+        stale: &mut Vec<(Instant, Family, String)>,
+    ) {
+        for (family, table) in &mut self.tables {
+            let mut retired = Vec::new();
+            table.retire_idle_classes(batch, &self.facts, &mut retired);
+            stale.extend(retired.into_iter().map(|chain| (Instant::now(), *family, chain)));
         }
     }
 
