@@ -2,6 +2,7 @@
 //! nft makes of our objects.
 
 #![expect(clippy::disallowed_methods, reason = "nft, the program, is the judge of what it reads")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::process::Command;
 
@@ -78,7 +79,7 @@ fn packets_go_where_the_text_says() {
 /// What nft lists, without what changes by itself.
 fn listed(host: &Host) -> String {
     let both = ["ip", "ip6"].map(|family| nft(host, &["list", "table", family, "kpng"], ""));
-    both.concat()
+    both.join("\n\n")
 }
 
 /// All cases in one state.
@@ -106,7 +107,7 @@ fn nft_lists_what_we_write_and_takes_over_on_restart() {
     restarted.sync(planner.plan(), None);
     assert_eq!(nft(&network.node, &["-a", "list", "table", "ip", "kpng"], ""), handles);
     assert!(!restarted.disturbed());
-    assert!(node.disturbed() == false, "the restart changed nothing, so nobody is disturbed");
+    assert!(!node.disturbed(), "the restart changed nothing, so nobody is disturbed");
 }
 
 #[test]
