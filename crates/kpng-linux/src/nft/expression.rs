@@ -97,6 +97,7 @@ struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
+    #[expect(clippy::too_many_lines, reason = "one short arm for each statement of the language")]
     fn statement(&mut self, statement: &Statement) {
         let first = FIRST_REGISTER;
         match statement {
