@@ -1,6 +1,8 @@
 //! Properties of the store, its readers and the planner, whatever is written and however slowly it
 //! is read: what arrives by differences is what the contents are, computed from nothing.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -360,7 +362,7 @@ impl Follower {
         let differ = keys.into_iter().filter(|key| services.get(*key) != now.get(*key));
         assert_eq!(changes.services, differ.cloned().collect::<Vec<_>>());
         assert_eq!(changes.conflicts, new_ones(self.planner.conflicts(), &conflicts));
-        let mut arose = changes.warnings.clone();
+        let mut arose = changes.warnings;
         arose.sort_by_key(|warning| format!("{warning:?}"));
         assert_eq!(arose, new_ones(warnings_of(&self.planner), &warnings));
     }
