@@ -325,9 +325,6 @@ pub struct ConntrackArgs {
         require_equals = true
     )]
     pub conntrack_be_liberal: bool,
-    /// Also forget TCP and SCTP connections to endpoints that are gone, so that clients notice
-    #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
-    pub reset_removed_endpoints: bool,
 }
 
 /// Flags of `to-nft`.

@@ -11,8 +11,15 @@ pub mod app;
 pub mod backends;
 pub mod backoff;
 pub mod cli;
+pub mod conntrack;
+pub mod health;
+pub mod http;
 pub mod logging;
+pub mod metrics;
+pub mod node_facts;
+pub mod node_setup;
 pub mod pipeline;
+pub mod service_health;
 pub mod signals;
 pub mod sinks;
 

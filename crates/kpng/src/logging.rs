@@ -27,7 +27,9 @@ pub fn start(args: &LoggingArgs) {
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => {
-            registry.with(lines.with_target(false).with_ansi(std::io::stderr().is_terminal())).init();
+            registry
+                .with(lines.with_target(false).with_ansi(std::io::stderr().is_terminal()))
+                .init();
         }
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
     }

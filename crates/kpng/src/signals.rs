@@ -14,8 +14,7 @@ impl Shutdown {
     /// # Errors
     /// When the signal handlers cannot be installed.
     pub fn on_signals() -> std::io::Result<Self> {
-        let mut signals =
-            [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let (sender, receiver) = watch::channel(false);
         tokio::spawn(async move {
             let name = received(&mut signals).await;

@@ -2,11 +2,26 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use kpng_core::model::Family;
+use kpng_core::plan::Planner;
+use kpng_core::store::Store;
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
 
-use crate::cli::{LocalArgs, NftArgs};
+use crate::backends;
+use crate::cli::{DetectLocalMode, LocalArgs, NftArgs};
+use crate::conntrack::{Cleaner, Report};
+use crate::health::ProxyHealth;
+use crate::http::{Handler, Server};
+use crate::metrics::{Metrics, Sources};
+use crate::node_facts::{self, Interfaces, NodeSettings, PodDetectionMode};
+use crate::node_setup::{self, ConntrackConfig};
+use crate::pipeline::Pipeline;
+use crate::service_health::ServiceHealth;
 use crate::signals::Shutdown;
 
+use super::observe::Observer;
 use super::source::Source;
 
 /// The name of this node: as told, or the host's.
@@ -19,20 +34,187 @@ pub(super) fn name(local: &LocalArgs) -> anyhow::Result<Arc<str>> {
     Ok(name.to_ascii_lowercase().into())
 }
 
-pub(super) async fn dry_run(
-    _source: Source,
-    _local: &LocalArgs,
-    _nft: &NftArgs,
-    _shutdown: Shutdown,
+/// Keeps the kernel equal to what the source says, until a signal comes.
+pub(super) async fn run(
+    source: Source,
+    local: LocalArgs,
+    nft: NftArgs,
+    shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    Ok(())
+    let node = name(&local)?;
+    let settings = settings(&local)?;
+    let backend = backends::nft(&local, &nft)?;
+    for problem in node_setup::apply(&setup(&local)) {
+        warn!("{problem}");
+    }
+
+    let (store, source) = source.start(shutdown.clone())?;
+    info!(node = &*node, "waiting for the first complete state");
+    let health = ProxyHealth::new(local.serving.health_timeout);
+    let sources = Sources { health: &health, store: &store, kube: source.stats.clone() };
+    let metrics = Metrics::new(sources);
+    let _servers = serve(&local, &health, &metrics)?;
+
+    let (facts, facts_receiver) = watch::channel(None);
+    let cleaner = Arc::new(Cleaner::new());
+    let mut observer = Observer {
+        service_health: ServiceHealth::new(health.clone()),
+        health: health.clone(),
+        metrics: metrics.clone(),
+        cleaner: Arc::clone(&cleaner),
+        at_first_sync: nft.replace_kube_proxy.then(|| Box::new(replace_kube_proxy) as _),
+    };
+    let pipeline = Pipeline {
+        reader: store.reader(),
+        node: Arc::clone(&node),
+        facts: facts_receiver,
+        backend: Box::new(backend),
+        min_sync_period: local.min_sync_period,
+    };
+    let work = async {
+        tokio::select! {
+            () = pipeline.run(|event| observer.observe(event), shutdown.wait()) => Ok(()),
+            () = node_facts::follow(&settings, &node, &store, &facts) => Ok(()),
+            () = follow_eligibility(&store, &node, &health) => Ok(()),
+            () = cleaner.run(|report| conntrack_cleaned(report, &metrics)) => Ok(()),
+        }
+    };
+    source.beside(work).await
 }
 
-pub(super) async fn run(
-    _source: Source,
-    _local: LocalArgs,
-    _nft: NftArgs,
-    _shutdown: Shutdown,
+/// Prints the ruleset for the first complete state.
+pub(super) async fn dry_run(
+    source: Source,
+    local: &LocalArgs,
+    nft: &NftArgs,
+    shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    Ok(())
+    let node = name(local)?;
+    let settings = settings(local)?;
+    let (store, source) = source.start(shutdown.clone())?;
+    let config = backends::nft_config(local, nft);
+    let work = async {
+        let mut reader = store.reader();
+        let update = tokio::select! {
+            () = shutdown.wait() => return Ok(()),
+            update = reader.next() => update,
+        };
+        let Some(update) = update else { return Ok(()) };
+        let facts =
+            node_facts::facts(&settings, store.node(&node).as_deref(), &Interfaces::read()?);
+        let mut planner = Planner::new(Arc::clone(&node), facts);
+        planner.update(&update);
+        super::print(&kpng_nft::ruleset_text(planner.plan(), &config))
+    };
+    source.beside(work).await
+}
+
+/// What the flags say about the node.
+fn settings(local: &LocalArgs) -> anyhow::Result<NodeSettings> {
+    let list = |list: &Option<crate::cli::List<_>>| list.as_ref().map(|list| list.0.clone());
+    let cluster_cidrs = list(&local.cluster_cidrs);
+    let pods = match (local.detect_local_mode, cluster_cidrs) {
+        (None | Some(DetectLocalMode::ClusterCidr), Some(cidrs)) => {
+            PodDetectionMode::ClusterCidr(cidrs)
+        }
+        (Some(DetectLocalMode::ClusterCidr), None) => {
+            bail!("--detect-local-mode=cluster-cidr needs --cluster-cidrs");
+        }
+        (Some(DetectLocalMode::NodeCidr), _) => PodDetectionMode::NodeCidr,
+        (Some(DetectLocalMode::BridgeInterface), _) => match &local.pod_bridge_interface {
+            Some(name) => PodDetectionMode::BridgeInterface(name.clone()),
+            None => bail!("--detect-local-mode=bridge-interface needs --pod-bridge-interface"),
+        },
+        (Some(DetectLocalMode::InterfaceNamePrefix), _) => match &local.pod_interface_name_prefix {
+            Some(prefix) => PodDetectionMode::InterfaceNamePrefix(prefix.clone()),
+            None => {
+                bail!("--detect-local-mode=interface-name-prefix needs --pod-interface-name-prefix")
+            }
+        },
+        (None, None) | (Some(DetectLocalMode::None), _) => PodDetectionMode::None,
+    };
+    Ok(NodeSettings {
+        pods,
+        node_port_addresses: local.nodeport_addresses.clone(),
+        localhost_node_ports: local.localhost_nodeports,
+        masquerade_all: local.masquerade_all,
+        service_cidrs: list(&local.service_cidrs).unwrap_or_default(),
+        bind_addresses: local.bind_address.as_ref().map(|l| l.0.clone()).unwrap_or_default(),
+    })
+}
+
+/// What the flags ask of the kernel's parameters.
+fn setup(local: &LocalArgs) -> node_setup::Config {
+    let conntrack = &local.conntrack;
+    node_setup::Config {
+        localhost_node_ports: local.localhost_nodeports,
+        conntrack: ConntrackConfig {
+            max_per_core: conntrack.conntrack_max_per_core,
+            min: conntrack.conntrack_min,
+            tcp_timeout_established: conntrack.conntrack_tcp_timeout_established,
+            tcp_timeout_close_wait: conntrack.conntrack_tcp_timeout_close_wait,
+            udp_timeout: conntrack.conntrack_udp_timeout,
+            udp_timeout_stream: conntrack.conntrack_udp_timeout_stream,
+            tcp_be_liberal: conntrack.conntrack_be_liberal,
+        },
+    }
+}
+
+/// Serves health and metrics where the flags say.
+fn serve(
+    local: &LocalArgs,
+    health: &ProxyHealth,
+    metrics: &Metrics,
+) -> anyhow::Result<Vec<Server>> {
+    let serving = &local.serving;
+    let start = |what: &str, address, handler: Handler| match address {
+        Some(address) if serving.bind_address_hard_fail => {
+            Server::try_start(what, address, handler).map(Some)
+        }
+        Some(address) => Ok(Some(Server::start(what, address, handler))),
+        None => Ok(None),
+    };
+    let servers = [
+        start("health", serving.healthz_bind_address.0, health.handler())?,
+        start("metrics", serving.metrics_bind_address.0, metrics.handler("nftables"))?,
+    ];
+    Ok(servers.into_iter().flatten().collect())
+}
+
+/// Tells load balancers when the node is going away.
+async fn follow_eligibility(store: &Store, node: &str, health: &ProxyHealth) {
+    let mut reader = store.reader();
+    while reader.ready().await {
+        reader.skip();
+        let going_away = store.node(node).is_some_and(|node| node.going_away);
+        health.set_node_eligible(!going_away);
+    }
+    std::future::pending().await
+}
+
+fn conntrack_cleaned(result: &kpng_linux::Result<Report>, metrics: &Metrics) {
+    match result {
+        Ok(report) => {
+            metrics.conntrack_cleaned(Family::V4, report.deleted_v4, report.duration);
+            metrics.conntrack_cleaned(Family::V6, report.deleted_v6, report.duration);
+            let (deleted, milliseconds) = (report.deleted(), report.duration.as_millis());
+            debug!(deleted, visited = report.visited, milliseconds, "looked for dead UDP flows");
+        }
+        Err(error) => {
+            let error: &dyn std::error::Error = error;
+            warn!(error, "cannot end dead UDP flows; trying again");
+        }
+    }
+}
+
+/// Removes what kube-proxy left, now that ours is in force.
+fn replace_kube_proxy() {
+    match kpng_nft::remove_kube_proxy() {
+        Ok(removed) if removed.is_empty() => debug!("kube-proxy left nothing"),
+        Ok(removed) => info!(removed = removed.join(", "), "removed what kube-proxy left"),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            warn!(error, "cannot remove all that kube-proxy left");
+        }
+    }
 }

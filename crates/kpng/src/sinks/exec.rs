@@ -37,8 +37,12 @@ pub async fn run(
                 started_before = true;
                 info!(program = command[0], "started the program");
                 let mut input = child.stdin.take().expect("standard input is a pipe");
-                let lines =
-                    json::run(store.reader(), Arc::clone(&node), &mut input, std::future::pending());
+                let lines = json::run(
+                    store.reader(),
+                    Arc::clone(&node),
+                    &mut input,
+                    std::future::pending(),
+                );
                 tokio::select! {
                     () = &mut shutdown => {
                         drop(input);

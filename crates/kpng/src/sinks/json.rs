@@ -89,8 +89,9 @@ pub fn line(local: &LocalService) -> String {
 }
 
 fn deleted_line(key: &NamespacedName) -> String {
-    let service = ServiceJson::new(key, &Service::default());
-    let line = Line { service, endpoints: Vec::new(), deleted: true };
+    let nothing = Service::default();
+    let line =
+        Line { service: ServiceJson::new(key, &nothing), endpoints: Vec::new(), deleted: true };
     serde_json::to_string(&line).expect("plain values have a JSON form")
 }
 
@@ -120,7 +121,7 @@ struct ServiceJson<'a> {
     external_traffic_to_local: bool,
     internal_traffic_to_local: bool,
     #[serde(rename = "IPFilters")]
-    ip_filters: Vec<IpFilter<'a>>,
+    ip_filters: Vec<IpFilter>,
     #[serde(rename = "ClientIP", skip_serializing_if = "Option::is_none")]
     client_ip: Option<ClientIp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,8 +158,8 @@ impl IpSet {
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct IpFilter<'a> {
-    source_ranges: &'a [IpNet],
+struct IpFilter {
+    source_ranges: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -179,6 +180,10 @@ struct PortJson<'a> {
     target_port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     target_port_name: Option<&'a str>,
+}
+
+fn filter(ranges: &[IpNet]) -> IpFilter {
+    IpFilter { source_ranges: ranges.iter().map(IpNet::to_string).collect() }
 }
 
 impl<'a> ServiceJson<'a> {
@@ -211,7 +216,7 @@ impl<'a> ServiceJson<'a> {
             ports: ports.collect(),
             external_traffic_to_local: service.external_traffic_policy == TrafficPolicy::Local,
             internal_traffic_to_local: service.internal_traffic_policy == TrafficPolicy::Local,
-            ip_filters: ranges.map(|source_ranges| IpFilter { source_ranges }).into_iter().collect(),
+            ip_filters: ranges.map(filter).into_iter().collect(),
             client_ip: service
                 .session_affinity
                 .map(|timeout| ClientIp { timeout_seconds: timeout.as_secs() }),

@@ -27,15 +27,18 @@ impl Cluster {
         let api = network.node.run(ApiServer::start)?;
         let kubeconfig = format!("--kubeconfig={}", api.kubeconfig_path().display());
         let api = Arc::new(Mutex::new(api));
-        let kpng = Kpng::start(&network.node, &[
-            "kube",
-            &kubeconfig,
-            "to-local",
-            "to-nft",
-            "--node-name=node-a",
-            "--cluster-cidrs=10.180.0.0/16,fd00:180::/32",
-            "--service-cidrs=10.96.0.0/16,fd00:10:96::/112",
-        ]);
+        let kpng = Kpng::start(
+            &network.node,
+            &[
+                "kube",
+                &kubeconfig,
+                "to-local",
+                "to-nft",
+                "--node-name=node-a",
+                "--cluster-cidrs=10.180.0.0/16,fd00:180::/32",
+                "--service-cidrs=10.96.0.0/16,fd00:10:96::/112",
+            ],
+        );
         let this = Self { kpng, api, network };
         this.api(|api| {
             let status = json!({"addresses": [
@@ -180,10 +183,13 @@ fn services_of_a_real_cluster() {
 fn local_policy_and_health_check_port() {
     let Some(cluster) = Cluster::start() else { return };
     let network = &cluster.network;
-    cluster.create_service("lb", json!({
-        "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32100,
-        "loadBalancerSourceRanges": ["203.0.113.0/25", "2001:db8:203::/64"],
-    }));
+    cluster.create_service(
+        "lb",
+        json!({
+            "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32100,
+            "loadBalancerSourceRanges": ["203.0.113.0/25", "2001:db8:203::/64"],
+        }),
+    );
     cluster.api(|api| {
         let ingress = json!({"ingress": [{"ip": "198.51.100.1", "ipMode": "VIP"}, {"ip": "198.51.100.2", "ipMode": "Proxy"}]});
         api.set_load_balancer("default", "lb", ingress)
@@ -229,9 +235,7 @@ fn udp_flows_follow_their_endpoints() {
         let flow = network.pod(4).udp_flow(None, SocketAddr::new(ip, 80));
         flow.probe();
         cluster.set_udp_endpoints("dns", vec![endpoint(network.pod(1))]);
-        eventually("a flow that was refused works", || {
-            flow.probe().answered_by() == Some("pod1")
-        });
+        eventually("a flow that was refused works", || flow.probe().answered_by() == Some("pod1"));
         cluster.set_udp_endpoints("dns", vec![endpoint(network.pod(2))]);
         let moved = within(Duration::from_secs(3), || flow.probe().answered_by() == Some("pod2"));
         assert!(moved, "the flow moves to the new pod: {}", cluster.kpng.log());
@@ -272,7 +276,8 @@ fn no_connection_is_lost_under_churn() {
     let stable = endpoint(network.pod(1));
     cluster.set_endpoints("web", vec![stable.clone(), endpoint(network.pod(2))]);
     eventually("the pods answer", || by(network.pod(4), ips[0], 80).is_some());
-    let others = [endpoint(network.pod(2)), endpoint(network.pod(3)), endpoint(network.remote_pod(1))];
+    let others =
+        [endpoint(network.pod(2)), endpoint(network.pod(3)), endpoint(network.remote_pod(1))];
     let api = Arc::clone(&cluster.api);
     let churn = network.node.namespace().try_clone().unwrap();
     let churn = std::thread::spawn(move || {

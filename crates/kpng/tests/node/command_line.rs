@@ -30,13 +30,22 @@ fn wrong_command_lines_say_what_to_do() {
     fails(&["kube", "to-local", "to-nft", "--cluster-cidrs=10.0.0.0"], &["10.0.0.0", "CIDR"]);
     fails(&["kube", "to-local", "to-nft", "--masquerade-bit=32"], &["32", "0..=31"]);
     fails(&["kube", "to-local", "to-nft", "--min-sync-period=fast"], &["fast", "500ms"]);
-    fails(&["kube", "to-local", "to-nft", "--nodeport-addresses=here"], &["here", "primary", "all"]);
-    fails(&["kube", "to-local", "to-nft", "--detect-local-mode=bridge-interface"], &["--pod-bridge-interface"]);
+    fails(
+        &["kube", "to-local", "to-nft", "--nodeport-addresses=here"],
+        &["here", "primary", "all"],
+    );
+    fails(
+        &["kube", "to-local", "to-nft", "--detect-local-mode=bridge-interface"],
+        &["--pod-bridge-interface"],
+    );
     fails(&["kube", "to-local", "to-nft", "--detect-local-mode=ClusterCIDR"], &["--cluster-cidrs"]);
     fails(&["kube", "--kubeconfig=/no/such/file", "to-local", "to-json"], &["/no/such/file"]);
     fails(&["kube", "to-local", "to-json"], &["--kubeconfig"]);
     fails(&["file", "--input=/no/such/file", "to-local", "to-json"], &["/no/such/file"]);
-    fails(&["file", "--input=/no/such/file", "to-local", "to-exec", "/no/such/program"], &["/no/such"]);
+    fails(
+        &["file", "--input=/no/such/file", "to-local", "to-exec", "/no/such/program"],
+        &["/no/such"],
+    );
     fails(&["kube", "--with-node-labels=[", "to-local", "to-json"], &["["]);
 }
 
@@ -52,14 +61,18 @@ fn help_version_and_completion() {
     for (arguments, words) in [
         (&["--help"][..], &["kube", "file", "to-nft"][..]),
         (&["kube", "--help"], &["--kubeconfig", "to-local"]),
-        (&["kube", "to-local", "to-nft", "--help"], &["--cluster-cidrs", "--dry-run", "--node-name"]),
+        (
+            &["kube", "to-local", "to-nft", "--help"],
+            &["--cluster-cidrs", "--dry-run", "--node-name"],
+        ),
     ] {
         let help = String::from_utf8(kpng(arguments).stdout).unwrap();
         words.iter().for_each(|word| assert!(help.contains(word), "{arguments:?}: {word}\n{help}"));
     }
 }
 
-const EXAMPLE: &str = concat!("--input=", env!("CARGO_MANIFEST_DIR"), "/../../examples/cluster.yaml");
+const EXAMPLE: &str =
+    concat!("--input=", env!("CARGO_MANIFEST_DIR"), "/../../examples/cluster.yaml");
 
 #[test]
 fn dry_run_prints_what_nft_reads() {
@@ -75,8 +88,24 @@ fn dry_run_prints_what_nft_reads() {
 
 #[test]
 fn flags_may_stand_anywhere() {
-    let after = kpng(&["file", EXAMPLE, "to-local", "to-nft", "--dry-run", "--node-name=node-a", "--cluster-cidr=10.0.0.0/8"]);
-    let before = kpng(&["file", "--cluster-cidrs=10.0.0.0/8", EXAMPLE, "--hostname-override=node-a", "to-local", "to-nft", "--dry-run"]);
+    let after = kpng(&[
+        "file",
+        EXAMPLE,
+        "to-local",
+        "to-nft",
+        "--dry-run",
+        "--node-name=node-a",
+        "--cluster-cidr=10.0.0.0/8",
+    ]);
+    let before = kpng(&[
+        "file",
+        "--cluster-cidrs=10.0.0.0/8",
+        EXAMPLE,
+        "--hostname-override=node-a",
+        "to-local",
+        "to-nft",
+        "--dry-run",
+    ]);
     assert!(after.status.success());
     assert_eq!(after.stdout, before.stdout);
 }
@@ -90,7 +119,8 @@ fn json_lines_come_for_each_changed_service() {
     };
     let write = |services: &[String]| {
         let new = path.with_extension("new");
-        let list = if services.is_empty() { " []".to_owned() } else { format!("\n{}", services.concat()) };
+        let list =
+            if services.is_empty() { " []".to_owned() } else { format!("\n{}", services.concat()) };
         std::fs::write(&new, format!("services:{list}\n")).unwrap();
         std::fs::rename(new, &path).unwrap();
     };
@@ -103,12 +133,16 @@ fn json_lines_come_for_each_changed_service() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut next = || -> serde_json::Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    let mut next =
+        || -> serde_json::Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
     assert_eq!(next()["Service"]["Name"], "a");
     assert_eq!(next()["Service"]["IPs"]["ClusterIPs"]["V4"][0], "10.0.0.2");
     write(&[service("a", "10.0.0.1"), service("b", "10.0.0.3")]);
     let changed = next();
-    assert_eq!((&changed["Service"]["Name"], &changed["Service"]["IPs"]["ClusterIPs"]["V4"][0]), (&"b".into(), &"10.0.0.3".into()));
+    assert_eq!(
+        (&changed["Service"]["Name"], &changed["Service"]["IPs"]["ClusterIPs"]["V4"][0]),
+        (&"b".into(), &"10.0.0.3".into())
+    );
     write(&[service("a", "10.0.0.1")]);
     let deleted = next();
     assert_eq!((&deleted["Service"]["Name"], &deleted["Deleted"]), (&"b".into(), &true.into()));

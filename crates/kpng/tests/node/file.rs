@@ -9,7 +9,8 @@ use rustix::process::Signal;
 
 use crate::process::{Kpng, eventually, http, run, within};
 
-const FLAGS: &[&str] = &["to-local", "to-nft", "--node-name=node-a", "--cluster-cidrs=10.0.0.0/8,fd00:180::/32"];
+const FLAGS: &[&str] =
+    &["to-local", "to-nft", "--node-name=node-a", "--cluster-cidrs=10.0.0.0/8,fd00:180::/32"];
 
 /// A state with one service whose endpoints are these pods.
 fn state(pods: &[&str]) -> String {
@@ -107,7 +108,10 @@ fn rules_outlive_the_process_and_a_restart_changes_none() {
         kpng.wait_ready(&network.node);
         kpng
     };
-    assert!((0..20).all(|_| answered_by(network.pod(3), "pod2")), "what changed meanwhile is in force");
+    assert!(
+        (0..20).all(|_| answered_by(network.pod(3), "pod2")),
+        "what changed meanwhile is in force"
+    );
 }
 
 #[test]
@@ -166,7 +170,9 @@ fn kube_proxys_tables_are_replaced_on_request() {
     });
     let nat = run(&network.node, &["iptables-nft-save", "-t", "nat"]);
     assert!(!nat.contains("KUBE-") && nat.contains("192.0.2.1"), "{nat}");
-    assert!(run(&network.node, &["iptables-nft-save", "-t", "mangle"]).contains("KUBE-IPTABLES-HINT"));
+    assert!(
+        run(&network.node, &["iptables-nft-save", "-t", "mangle"]).contains("KUBE-IPTABLES-HINT")
+    );
     assert!(answered_by(network.pod(3), "pod1"));
 }
 
@@ -182,7 +188,11 @@ fn metrics_and_health_are_served() {
     assert!(get(10256, "/healthz").contains(" 200 "), "{}", get(10256, "/healthz"));
     assert!(get(10256, "/livez").contains(" 200 "));
     let metrics = get(10249, "/metrics");
-    for name in ["kubeproxy_sync_proxy_rules_duration_seconds", "kpng_node_local_events_total", "kpng_frontend_conflicts 0"] {
+    for name in [
+        "kubeproxy_sync_proxy_rules_duration_seconds",
+        "kpng_node_local_events_total",
+        "kpng_frontend_conflicts 0",
+    ] {
         assert!(metrics.contains(name), "{name} is not in\n{metrics}");
     }
     assert!(get(10249, "/proxyMode").ends_with("nftables"));
