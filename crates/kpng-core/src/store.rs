@@ -251,6 +251,11 @@ impl Store {
         self.0.progress.borrow().synced
     }
 
+    /// The writer is gone: nothing will change any more.
+    pub fn is_closed(&self) -> bool {
+        self.0.progress.borrow().closed
+    }
+
     /// The current value of one Service.
     pub fn service(&self, key: &NamespacedName) -> Option<Arc<ServiceState>> {
         self.0.lock().services.get(key).cloned()

@@ -20,6 +20,7 @@ pub(super) enum Source {
 #[derive(Debug)]
 pub(super) struct Running {
     task: JoinHandle<anyhow::Result<()>>,
+    store: Store,
     /// What the API watcher counts.
     pub(super) stats: Option<Arc<Stats>>,
 }
@@ -58,7 +59,7 @@ impl Source {
                 let watcher = Watcher::new(config, writer)?;
                 let stats = Some(watcher.stats());
                 let task = tokio::spawn(async move { Ok(watcher.run(shutdown.wait()).await?) });
-                Running { task, stats }
+                Running { task, store: store.clone(), stats }
             }
             Self::File(args) => {
                 let task = tokio::spawn(async move {
@@ -66,7 +67,7 @@ impl Source {
                     let run = kpng_file::run(&args.input, &options, &mut writer, shutdown.wait());
                     Ok(run.await?)
                 });
-                Running { task, stats: None }
+                Running { task, store: store.clone(), stats: None }
             }
         };
         Ok((store, running))
@@ -81,7 +82,11 @@ impl Running {
     ) -> anyhow::Result<()> {
         tokio::pin!(sink);
         tokio::select! {
-            result = &mut sink => result,
+            result = &mut sink => {
+                result?;
+                // A sink ends when its source does; then the source knows why.
+                if self.store.is_closed() { self.task.await? } else { Ok(()) }
+            }
             source = &mut self.task => {
                 source??;
                 sink.await // the source ended in order: so will the sink

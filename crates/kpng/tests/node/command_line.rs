@@ -28,7 +28,7 @@ fn fails(arguments: &[&str], words: &[&str]) {
 fn wrong_command_lines_say_what_to_do() {
     fails(&["kube", "to-local", "to-nft", "--no-such-flag"], &["--no-such-flag"]);
     fails(&["kube", "to-local", "to-nft", "--cluster-cidrs=10.0.0.0"], &["10.0.0.0", "CIDR"]);
-    fails(&["kube", "to-local", "to-nft", "--masquerade-bit=32"], &["32", "0..=31"]);
+    fails(&["kube", "to-local", "to-nft", "--masquerade-bit=32"], &["32", "0..32"]);
     fails(&["kube", "to-local", "to-nft", "--min-sync-period=fast"], &["fast", "500ms"]);
     fails(
         &["kube", "to-local", "to-nft", "--nodeport-addresses=here"],

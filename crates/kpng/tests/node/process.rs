@@ -10,14 +10,14 @@ use kpng_testkit::network::Host;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A running kpng. It is killed when dropped.
-pub struct Kpng {
+pub(crate) struct Kpng {
     child: Child,
     log: Arc<Mutex<String>>,
 }
 
 impl Kpng {
     /// Starts the binary in the host's namespace.
-    pub fn start(host: &Host, arguments: &[&str]) -> Self {
+    pub(crate) fn start(host: &Host, arguments: &[&str]) -> Self {
         let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let mut child = host.run(move || {
             let mut command = Command::new(env!("CARGO_BIN_EXE_kpng"));
@@ -40,17 +40,17 @@ impl Kpng {
     }
 
     /// Everything that it printed.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().cast_signed()).unwrap();
         kill_process(pid, signal).unwrap();
     }
 
     /// Waits for its end.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         eventually("kpng ends", || {
             status = self.child.try_wait().unwrap();
@@ -62,13 +62,13 @@ impl Kpng {
     }
 
     /// SIGTERM, and waits for its end.
-    pub fn terminate(&mut self) -> ExitStatus {
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.wait()
     }
 
     /// Waits until it says that everything is in force.
-    pub fn wait_ready(&self, host: &Host) {
+    pub(crate) fn wait_ready(&self, host: &Host) {
         let mut last = None;
         let ready = within(Duration::from_secs(20), || {
             last = http(host, 10256, "/readyz");
@@ -86,7 +86,7 @@ impl Drop for Kpng {
 }
 
 /// The answer to a GET request on the host's loopback; `None` when nobody listens.
-pub fn http(host: &Host, port: u16, path: &str) -> Option<String> {
+pub(crate) fn http(host: &Host, port: u16, path: &str) -> Option<String> {
     let path = path.to_owned();
     host.run(move || {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -100,7 +100,7 @@ pub fn http(host: &Host, port: u16, path: &str) -> Option<String> {
 }
 
 /// Whether it becomes true in this time.
-pub fn within(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
+pub(crate) fn within(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + time;
     loop {
         if condition() {
@@ -114,12 +114,12 @@ pub fn within(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
 }
 
 /// Waits until it becomes true.
-pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) {
     assert!(within(Duration::from_secs(15), condition), "{what}: it never happened");
 }
 
 /// Runs a program in the host's namespace.
-pub fn run(host: &Host, arguments: &[&str]) -> String {
+pub(crate) fn run(host: &Host, arguments: &[&str]) -> String {
     let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
     host.run(move || {
         let output = Command::new(&arguments[0]).args(&arguments[1..]).output();
