@@ -1,0 +1,140 @@
+//! Benchmarks: what clusters of several sizes cost.
+//!
+//! Each size is measured by a process of its own, so that memory figures are honest. Figures are
+//! compared with targets, and with the smallest size of the same run.
+
+mod cluster;
+mod core;
+mod kube;
+mod nft;
+mod process;
+mod table;
+
+use std::process::Command;
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+
+use self::table::{Figures, Table};
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Subject {
+    /// The store and the planner.
+    Core,
+    /// The nftables backend, with the kernel.
+    Nft,
+    /// Lists of the API server, decoded into a store.
+    Kube,
+}
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// What to measure.
+    subject: Subject,
+    /// Numbers of services, ascending; `44k` and `5k` or `5kx50` (endpoints for each service).
+    #[arg(long, value_delimiter = ',')]
+    sizes: Option<Vec<Size>>,
+    /// Measure little and fast, to see whether it works.
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Arguments of a process that measures one size.
+#[derive(Debug, Args)]
+pub(crate) struct MeasureArguments {
+    subject: Subject,
+    size: Size,
+    changes: usize,
+}
+
+/// The size of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    services: usize,
+    /// Endpoints of each service.
+    endpoints: usize,
+}
+
+impl FromStr for Size {
+    type Err = anyhow::Error;
+
+    /// `SERVICES` or `SERVICESxENDPOINTS`, where services may end in `k`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (services, endpoints) = text.split_once('x').unwrap_or((text, "2"));
+        let (services, factor) = match services.strip_suffix('k') {
+            Some(thousands) => (thousands, 1000),
+            None => (services, 1),
+        };
+        let services = services.parse::<usize>().with_context(|| format!("no size: {text}"))?;
+        let endpoints = endpoints.parse().with_context(|| format!("no size: {text}"))?;
+        ensure!((1..=60_000).contains(&services), "1 to 60k services, not {text}");
+        ensure!((1..=200).contains(&endpoints), "1 to 200 endpoints for each service, not {text}");
+        Ok(Self { services: services * factor, endpoints })
+    }
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { services, endpoints } = self;
+        match services % 1000 {
+            0 => write!(f, "{}kx{endpoints}", services / 1000),
+            _ => write!(f, "{services}x{endpoints}"),
+        }
+    }
+}
+
+/// Measures all sizes and prints a table.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let default = match (arguments.subject, arguments.quick) {
+        (_, true) => "1k,4k",
+        (Subject::Nft, false) => "1k,10k,44k,5kx50",
+        (_, false) => "1k,10k,44k",
+    };
+    let sizes = match &arguments.sizes {
+        Some(sizes) => sizes.clone(),
+        None => default.split(',').map(str::parse).collect::<Result<_>>()?,
+    };
+    if arguments.subject == Subject::Kube {
+        let sizes: Vec<_> = sizes.iter().map(|size| size.services).collect();
+        return kube::run(&sizes);
+    }
+    let changes = if arguments.quick { 20 } else { 300 };
+    let targets = match arguments.subject {
+        Subject::Nft => nft::TARGETS,
+        _ => core::TARGETS,
+    };
+    let mut table = Table::new(targets);
+    for size in sizes {
+        table.add(size, in_own_process(arguments.subject, size, changes)?);
+    }
+    process::print(&table.to_string());
+    Ok(())
+}
+
+/// Measures one size and prints the figures for the process that asked.
+pub(crate) fn measure(arguments: &MeasureArguments) -> Result<()> {
+    let MeasureArguments { subject, size, changes } = *arguments;
+    let figures = match subject {
+        Subject::Core => core::measure(size, changes)?,
+        Subject::Nft => nft::measure(size, changes)?,
+        Subject::Kube => bail!("kube measures all sizes in one process"),
+    };
+    process::print(&figures.to_string());
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is no part of kpng")]
+fn in_own_process(subject: Subject, size: Size, changes: usize) -> Result<Figures> {
+    let program = std::env::current_exe().context("find this program")?;
+    let subject = subject.to_possible_value().context("no subject is hidden")?;
+    let output = Command::new(program)
+        .args(["measure", subject.get_name(), &size.to_string(), &changes.to_string()])
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .context("start a process that measures")?;
+    ensure!(output.status.success(), "measuring {size} failed");
+    String::from_utf8(output.stdout)?.parse()
+}
