@@ -228,7 +228,7 @@ impl Report {
 
 impl Pass {
     /// Deletes what is out of date in the network namespace of the calling thread. It blocks: for
-    /// about a second per million UDP entries when it looks at all of them.
+    /// some seconds per million UDP entries when it looks at all of them, else for less than one.
     ///
     /// # Errors
     /// When the table cannot be read or changed. Then it may have been done in part.

@@ -13,6 +13,7 @@ use kpng_core::model::{Family, Node};
 use kpng_core::plan::{NodeFacts, PodDetection};
 use kpng_core::store::{Reader, Store};
 use kpng_linux::rtnetlink::{self, AddressMonitor, InterfaceAddress, Rtnetlink};
+use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -77,7 +78,13 @@ impl Interfaces {
         let mut rtnetlink = Rtnetlink::open()?;
         let mut towards_world = Vec::new();
         for family in [rtnetlink::Family::V4, rtnetlink::Family::V6] {
-            towards_world.extend(rtnetlink.primary_address(family)?);
+            match rtnetlink.primary_address(family) {
+                Ok(address) => towards_world.extend(address),
+                // A kernel that was started with `ipv6.disable=1` knows no IPv6 routes.
+                Err(error)
+                    if matches!(error.errno(), Some(Errno::OPNOTSUPP | Errno::AFNOSUPPORT)) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(Self { addresses: rtnetlink.addresses()?, towards_world })
     }
