@@ -27,9 +27,6 @@ use tokio::sync::Notify;
 /// The shortest time from the start of a pass to the start of the next.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Passes take at most one part in this many of the time.
-const DUTY: u32 = 4;
-
 /// How long to wait after a failed pass.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -165,9 +162,8 @@ impl Reconciler {
     pub fn finish(&mut self, pass: Pass, result: &Result<Report>) {
         self.running = false;
         let pause = match result {
-            Ok(Report { duration, .. }) => {
-                MIN_INTERVAL.saturating_sub(*duration).max(*duration * (DUTY - 1))
-            }
+            // A slow pass is followed by a pause as long: half a core is enough for this.
+            Ok(Report { duration, .. }) => MIN_INTERVAL.saturating_sub(*duration).max(*duration),
             Err(_) => {
                 self.stale.everything |= pass.stale.everything;
                 self.stale.frontends.extend(pass.stale.frontends);

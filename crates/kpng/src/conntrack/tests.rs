@@ -167,7 +167,7 @@ fn a_failed_pass_is_made_up_for() {
 #[test]
 fn passes_are_rare_under_churn() {
     let one = "service t/u cluster4=cluster.1 port=u:53/UDP\nslice t/u u=53/UDP\n pod1";
-    for (took, pause) in [(0, 1000), (300, 900), (2000, 6000)] {
+    for (took, pause) in [(0, 1000), (300, 700), (2000, 2000)] {
         let (mut reconciler, before) = settled(one);
         let after = plan_of("");
         let changed = all_services(before.plan(), after.plan());
