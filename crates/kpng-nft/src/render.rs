@@ -253,9 +253,17 @@ fn dispatch() -> Vec<Rule> {
     let classify = |key, map: Set| Statement::SetPriority { key, map: map.name() };
     let go = || Statement::VerdictMap { key: vec![Field::Priority], map: Set::Routes.name() };
     let to_node = in_set(vec![Field::Daddr], Set::NodePortIps);
+    // A node's address can be an external IP of a service too, which comes first.
+    let unless = |set| not_in_set(names::vip_key(), set);
     vec![
         Rule::new([classify(names::vip_key(), Set::ServiceIps), go()]),
-        Rule::new([to_node, classify(names::node_port_key(), Set::ServiceNodePorts), go()]),
+        Rule::new([
+            to_node,
+            unless(Set::RejectedServices),
+            unless(Set::DroppedServices),
+            classify(names::node_port_key(), Set::ServiceNodePorts),
+            go(),
+        ]),
     ]
 }
 

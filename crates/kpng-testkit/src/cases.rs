@@ -470,6 +470,19 @@ pub const CASES: &[Case] = &[
         packets: &["client -> node:30001 = pod1*", "client -> node-alt:30001 = pod1*"],
     },
     Case {
+        name: "an external address that is the node's comes before node ports, also when it refuses",
+        cluster: "
+            service t/vip cluster=cluster.1 ext=node port=http:30001
+            service t/web cluster=cluster.2 port=http:80:30001 port=other:81:30002
+            slice t/web http=8080 other=8081
+              pod1",
+        packets: &[
+            "client -> node:30001 = reject",
+            "node -> node:30001 = reject",
+            "client -> node:30002 = pod1*",
+        ],
+    },
+    Case {
         name: "an address in proxy mode is left alone",
         cluster: "
             service t/web cluster=cluster.1 proxy-lb=lb.1 lb=lb.2 port=http:80
