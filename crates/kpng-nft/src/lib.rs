@@ -125,22 +125,13 @@ impl Nft {
         }
         let mut batch = Batch::default();
         self.delete_stale_chains(&whole, &mut batch);
-        whole.retire_idle_classes(&mut batch, &mut self.stale);
+        whole.retire_idle_classes(Instant::now(), &mut batch, &mut self.stale);
         if whole.facts != *plan.facts() {
             whole.facts = Arc::clone(plan.facts());
             whole.write_skeletons(&self.config, &mut batch);
         }
         for key in changed {
-            let new = plan.service(key);
-            let before = whole.services.get(key).map(Written::order);
-            let new = new.map(|plan| {
-                let before = |pool| match &before {
-                    Some(order) => matching_order(&whole.services[key].plan, order, plan, pool),
-                    None => Vec::new(),
-                };
-                written(plan, before)
-            });
-            whole.write_service(&mut batch, key, new, &mut self.stale);
+            whole.write_changed(&mut batch, key, plan.service(key), &mut self.stale);
             if whole.pending() >= ELEMENTS_PER_TRANSACTION {
                 self.monitor = None;
                 whole.flush(&mut batch);
@@ -167,22 +158,13 @@ impl Nft {
         }
         whole.write_skeletons(&self.config, &mut batch);
         for (key, service) in by_importance(plan) {
-            let mut order = vec![Vec::new(); service.pools.len()];
-            for table in whole.tables.values() {
-                table.found_order(service, &mut order);
-            }
-            let new = written(service, |pool| std::mem::take(&mut order[pool]));
-            whole.write_service(&mut batch, key, Some(new), &mut self.stale);
+            whole.write_found(&mut batch, key, service, &mut self.stale);
             if whole.pending() >= ELEMENTS_PER_TRANSACTION {
                 whole.flush(&mut batch);
                 self.nft.commit(std::mem::take(&mut batch))?;
             }
         }
-        for (family, table) in &mut whole.tables {
-            let mut stale = Vec::new();
-            table.remove_unclaimed(&mut batch, &mut stale);
-            self.stale.extend(stale.into_iter().map(|chain| (Instant::now(), *family, chain)));
-        }
+        whole.remove_unclaimed(&mut batch, &mut self.stale);
         whole.flush(&mut batch);
         self.nft.commit(batch)?;
         self.written = Some(whole);
@@ -314,16 +296,60 @@ impl Whole {
         }
     }
 
+    fn remove_unclaimed(&mut self, batch: &mut Batch, stale: &mut Vec<(Instant, Family, String)>) {
+        for (family, table) in &mut self.tables {
+            let mut removed = Vec::new();
+            table.remove_unclaimed(batch, &mut removed);
+            stale.extend(removed.into_iter().map(|chain| (Instant::now(), *family, chain)));
+        }
+    }
+
     fn retire_idle_classes(
         &mut self,
+        now: Instant,
         batch: &mut Batch,
         stale: &mut Vec<(Instant, Family, String)>,
     ) {
         for (family, table) in &mut self.tables {
             let mut retired = Vec::new();
-            table.retire_idle_classes(batch, &self.facts, &mut retired);
+            table.retire_idle_classes(now, batch, &self.facts, &mut retired);
             stale.extend(retired.into_iter().map(|chain| (Instant::now(), *family, chain)));
         }
+    }
+
+    /// Writes how a service differs from what was written before.
+    fn write_changed(
+        &mut self,
+        batch: &mut Batch,
+        key: &NamespacedName,
+        plan: Option<&Arc<ServicePlan>>,
+        stale: &mut Vec<(Instant, Family, String)>,
+    ) {
+        let before = self.services.get(key).map(|before| (&before.plan, before.order()));
+        let new = plan.map(|plan| {
+            let before = |pool| match &before {
+                Some((old, order)) => matching_order(old, order, plan, pool),
+                None => Vec::new(),
+            };
+            written(plan, before)
+        });
+        self.write_service(batch, key, new, stale);
+    }
+
+    /// Writes how a service differs from what was found in the kernel.
+    fn write_found(
+        &mut self,
+        batch: &mut Batch,
+        key: &NamespacedName,
+        plan: &Arc<ServicePlan>,
+        stale: &mut Vec<(Instant, Family, String)>,
+    ) {
+        let mut order = vec![Vec::new(); plan.pools.len()];
+        for table in self.tables.values() {
+            table.found_order(plan, &mut order);
+        }
+        let new = written(plan, |pool| std::mem::take(&mut order[pool]));
+        self.write_service(batch, key, Some(new), stale);
     }
 
     fn write_service(

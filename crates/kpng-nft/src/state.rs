@@ -211,6 +211,23 @@ impl TableState {
         }
     }
 
+    /// The elements to be deleted and those to be added then, which do not wait any more.
+    #[cfg(test)]
+    pub(crate) fn take_pending(&mut self) -> [Vec<(Set, Element)>; 2] {
+        let Pending { delete, add, .. } = std::mem::take(&mut self.pending);
+        [delete, add].map(|sets| {
+            let of =
+                |(set, elements): (Set, Vec<Element>)| elements.into_iter().map(move |e| (set, e));
+            sets.into_iter().flat_map(of).collect()
+        })
+    }
+
+    /// The chains in use and the fingerprints of their rules.
+    #[cfg(test)]
+    pub(crate) fn chains(&self) -> BTreeMap<String, Vec<u64>> {
+        self.chains.iter().map(|(name, c)| (name.clone(), c.fingerprints.clone())).collect()
+    }
+
     /// Whether a chain with this name is in use.
     pub(crate) fn uses_chain(&self, name: &str) -> bool {
         self.chains.contains_key(name)
@@ -315,6 +332,7 @@ impl TableState {
     /// Removes the classes that nothing has used for long.
     pub(crate) fn retire_idle_classes(
         &mut self,
+        now: Instant,
         batch: &mut Batch,
         facts: &NodeFacts,
         stale: &mut Vec<String>,
@@ -322,7 +340,7 @@ impl TableState {
         let is_due = |idle: &VecDeque<(Instant, Class)>| {
             let oldest = idle.front();
             idle.len() > IDLE_CLASSES
-                || oldest.is_some_and(|(since, _)| since.elapsed() >= IDLE_CLASS_GRACE)
+                || oldest.is_some_and(|(since, _)| now.duration_since(*since) >= IDLE_CLASS_GRACE)
         };
         while is_due(&self.idle)
             && let Some((_, class)) = self.idle.pop_front()
