@@ -1,4 +1,13 @@
-//! Placeholder.
+//! What kpng's tests stand on. Never published.
+//!
+//! - [`fixture`]: a terse language for cluster states.
+//! - [`cases`], [`conformance`]: the table of what must become of packets, and how it is run, by the
+//!   plan and by any backend with real packets.
+//! - [`network`]: a node, pods and a client, each a network namespace.
+//! - [`apiserver`]: etcd and kube-apiserver.
+//!
+//! What cannot run fails, unless the environment asks to skip it (`KPNG_SKIP_NET=1`,
+//! `KPNG_SKIP_APISERVER=1`); then the reason is printed.
 
 pub mod apiserver;
 pub mod cases;

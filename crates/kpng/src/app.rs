@@ -20,7 +20,7 @@ use source::Source;
 /// Does what the command line says, until it is done or a signal comes.
 ///
 /// # Errors
-/// What the person who typed the command has to know, in one line when shown with `{:#}`.
+/// What the person who typed the command has to know; the causes belong to it.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     let (source, local, sink) = match cli.command {
         Command::Version => return print(&version()),

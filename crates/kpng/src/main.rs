@@ -17,5 +17,13 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stderr, reason = "this is for the person who typed the command")]
 fn report(error: &anyhow::Error) {
-    eprintln!("kpng: {error:#}");
+    let mut message = "kpng".to_owned();
+    for cause in error.chain().map(ToString::to_string) {
+        // Some errors tell their cause themselves.
+        if !message.contains(&cause) {
+            message.push_str(": ");
+            message.push_str(&cause);
+        }
+    }
+    eprintln!("{message}");
 }

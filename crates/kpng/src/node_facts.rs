@@ -168,6 +168,9 @@ pub async fn follow(
     let mut addresses = AddressChanges::open();
     let mut nodes = NodeChanges { reader: store.reader(), name: name.into() };
     nodes.changed().await;
+    if store.node(name).is_none() {
+        warn!("the cluster has no Node {name:?}; if it calls this node otherwise, say --node-name");
+    }
     loop {
         let failed = match Interfaces::read() {
             Ok(interfaces) => {

@@ -15,13 +15,20 @@ use kpng_core::backend::{Backend, BackendError};
 use kpng_core::plan::{Changes, NodeFacts, Plan, Planner};
 use kpng_core::store::{Reader, Revision};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::metrics::count_changes;
 
 /// How often the backend is asked whether somebody disturbed it.
 const DISTURBANCE_CHECK: Duration = Duration::from_secs(1);
+
+/// Who disturbs again and again, such as a second proxy on this node that wants something else, is
+/// answered ever more slowly, down to this: neither would ever have the last word.
+const SLOWEST_DISTURBANCE_CHECK: Duration = Duration::from_secs(20);
+
+/// After this long without a disturbance the next one is the first again.
+const CALM: Duration = Duration::from_secs(60);
 
 /// A node's pipeline.
 pub struct Pipeline {
@@ -116,8 +123,7 @@ impl Pipeline {
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
         let mut retry: Option<Instant> = None;
         let mut last_sync: Option<Instant> = None;
-        let mut check = tokio::time::interval(DISTURBANCE_CHECK);
-        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut disturbances = Disturbances::new();
 
         loop {
             tokio::select! {
@@ -125,8 +131,8 @@ impl Pipeline {
                 more = work.reader.ready() => if !more && retry.is_none() { return },
                 changed = facts.changed() => if changed.is_err() { return },
                 () = at(retry) => {}
-                _ = check.tick() => {
-                    if work.full || !is_disturbed(&mut work) { continue }
+                () = tokio::time::sleep_until(disturbances.next_check) => {
+                    if !disturbances.check(&mut work) { continue }
                     observe(&Event::Disturbed);
                 }
             }
@@ -179,10 +185,39 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
-/// Asks the backend; who cannot tell is taken for disturbed.
-fn is_disturbed(work: &mut Work) -> bool {
-    work.full = work.backend.disturbed().unwrap_or(true);
-    work.full
+/// When to ask the backend whether somebody disturbed it.
+struct Disturbances {
+    next_check: Instant,
+    last: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Disturbances {
+    fn new() -> Self {
+        let backoff = Backoff::new(DISTURBANCE_CHECK, SLOWEST_DISTURBANCE_CHECK);
+        Self { next_check: Instant::now(), last: None, backoff }
+    }
+
+    /// Whether a full sync is needed that is not coming anyway. A backend that cannot tell is taken
+    /// for disturbed.
+    fn check(&mut self, work: &mut Work) -> bool {
+        let now = Instant::now();
+        self.next_check = now + DISTURBANCE_CHECK;
+        if work.full || !work.backend.disturbed().unwrap_or(true) {
+            return false;
+        }
+        self.noticed(now);
+        work.full = true;
+        true
+    }
+
+    fn noticed(&mut self, now: Instant) {
+        if self.last.is_none_or(|last| now - last > CALM) {
+            self.backoff.reset();
+        }
+        self.last = Some(now);
+        self.next_check = now + self.backoff.next_delay();
+    }
 }
 
 impl Work {
@@ -214,5 +249,29 @@ impl Work {
         self.full = matches!(result, Some(Err(_)));
         let (duration, revision) = (start.elapsed(), self.revision);
         Outcome { changes, full, duration, triggered, taken: (services, slices), revision, result }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_disturbs_all_the_time_is_answered_ever_more_slowly() {
+        let mut disturbances = Disturbances::new();
+        let start = Instant::now();
+        let mut answers = Vec::new();
+        let mut now = start;
+        while now < start + Duration::from_secs(300) {
+            answers.push(now - start);
+            disturbances.noticed(now);
+            now = disturbances.next_check;
+        }
+        assert!(answers[2] <= Duration::from_secs(3), "the first are answered soon: {answers:?}");
+        assert!((15..=28).contains(&answers.len()), "{answers:?}");
+
+        now += CALM + Duration::from_secs(1);
+        disturbances.noticed(now);
+        assert!(disturbances.next_check - now <= DISTURBANCE_CHECK, "a new one is the first again");
     }
 }

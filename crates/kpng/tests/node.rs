@@ -2,6 +2,7 @@
 //! through a virtual network, signals, restarts and faults.
 
 #![expect(clippy::disallowed_methods, reason = "the binary under test is a child process")]
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 #[path = "node/api_server.rs"]
 mod api_server;

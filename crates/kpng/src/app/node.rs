@@ -112,7 +112,8 @@ pub(super) async fn dry_run(
 /// What the flags say about the node.
 fn settings(local: &LocalArgs) -> anyhow::Result<NodeSettings> {
     let list = |list: &Option<crate::cli::List<_>>| list.as_ref().map(|list| list.0.clone());
-    let cluster_cidrs = list(&local.cluster_cidrs);
+    // An empty list says nothing, as in kube-proxy's manifests.
+    let cluster_cidrs = list(&local.cluster_cidrs).filter(|cidrs| !cidrs.is_empty());
     let pods = match (local.detect_local_mode, cluster_cidrs) {
         (None | Some(DetectLocalMode::ClusterCidr), Some(cidrs)) => {
             PodDetectionMode::ClusterCidr(cidrs)

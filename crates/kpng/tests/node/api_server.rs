@@ -286,7 +286,7 @@ fn no_connection_is_lost_under_churn() {
             let start = Instant::now();
             let mut changes = 0;
             while start.elapsed() < Duration::from_secs(5) {
-                let endpoints = [&[stable.clone()], &others[..changes % 4]].concat();
+                let endpoints = [std::slice::from_ref(&stable), &others[..changes % 4]].concat();
                 set_endpoints(&api, "web", &endpoints, "TCP");
                 changes += 1;
             }

@@ -50,6 +50,14 @@ fn wrong_command_lines_say_what_to_do() {
 }
 
 #[test]
+fn an_error_is_told_once() {
+    let output = kpng(&["kube", "--kubeconfig=/no/such/file", "to-local", "to-json"]);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(errors.matches("No such file or directory").count(), 1, "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+}
+
+#[test]
 fn help_version_and_completion() {
     let version = kpng(&["version"]);
     assert!(version.status.success());

@@ -158,6 +158,13 @@ fn kube_proxys_tables_are_replaced_on_request() {
         "iptables-nft -t nat -A PREROUTING -m comment --comment kube -j KUBE-SERVICES",
         "iptables-nft -t nat -A PREROUTING -d 192.0.2.1 -j RETURN",
         "iptables-nft -t mangle -N KUBE-IPTABLES-HINT",
+        "iptables-nft -N KUBE-FIREWALL",
+        "iptables-nft -A KUBE-FIREWALL -d 127.0.0.0/8 -j DROP",
+        "iptables-nft -A INPUT -j KUBE-FIREWALL",
+        "iptables-nft -N KUBE-ROUTER-INPUT",
+        "iptables-nft -A INPUT -j KUBE-ROUTER-INPUT",
+        "iptables-nft -N KUBE-FORWARD",
+        "iptables-nft -A FORWARD -j KUBE-FORWARD",
     ] {
         run(&network.node, &command.split(' ').collect::<Vec<_>>());
     }
@@ -173,6 +180,12 @@ fn kube_proxys_tables_are_replaced_on_request() {
     assert!(
         run(&network.node, &["iptables-nft-save", "-t", "mangle"]).contains("KUBE-IPTABLES-HINT")
     );
+    let filter = run(&network.node, &["iptables-nft-save", "-t", "filter"]);
+    for theirs in ["-A INPUT -j KUBE-FIREWALL", "-A KUBE-FIREWALL", "-A INPUT -j KUBE-ROUTER-INPUT"]
+    {
+        assert!(filter.contains(theirs), "{theirs} is not in\n{filter}");
+    }
+    assert!(!filter.contains("KUBE-FORWARD"), "{filter}");
     assert!(answered_by(network.pod(3), "pod1"));
 }
 
