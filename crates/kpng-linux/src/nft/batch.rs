@@ -74,13 +74,13 @@ impl Batch {
 
     /// Creates the table, unless it is there.
     pub fn add_table(&mut self, table: &Table) {
-        self.begin(Message::NewTable, NLM_F_CREATE, table, "add", format_args!("table"));
+        self.begin(Message::NewTable, NLM_F_CREATE, table, "add", format_args!(""));
         self.m.put_str(1, &table.name);
     }
 
     /// Deletes the table with everything in it. It must exist.
     pub fn delete_table(&mut self, table: &Table) {
-        self.begin(Message::DeleteTable, 0, table, "delete", format_args!("table"));
+        self.begin(Message::DeleteTable, 0, table, "delete", format_args!(""));
         self.m.put_str(1, &table.name);
     }
 
@@ -240,7 +240,8 @@ impl Batch {
     ) {
         self.m.begin(message.kind(), flags);
         self.m.put_raw(&header(table.family.number(), 0));
-        let object = format!("{object} of table {} {}", table.family.name(), table.name);
+        let of = if object.as_str() == Some("") { "" } else { " of " };
+        let object = format!("{object}{of}table {} {}", table.family.name(), table.name);
         self.what.push(What { verb, object });
     }
 }
@@ -437,11 +438,5 @@ fn refused(what: &[What], index: usize, refusal: crate::netlink::Refusal) -> Err
         Some(What { verb, object }) => format!("{verb} {object}"),
         None => "commit the transaction".to_owned(),
     };
-    Error::Kernel {
-        what,
-        message: refusal.message,
-        offset: refusal.offset,
-        errno: refusal.errno,
-    }
+    Error::Kernel { what, message: refusal.message, offset: refusal.offset, errno: refusal.errno }
 }
-

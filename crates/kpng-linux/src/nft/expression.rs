@@ -110,10 +110,6 @@ impl Encoder<'_> {
                 self.meta(META_L4PROTO);
                 self.compare(EQUAL, &[*protocol]);
             }
-            Statement::DaddrIs(address) => {
-                self.load(&[Field::Daddr]);
-                self.compare(EQUAL, &octets(*address));
-            }
             Statement::DaddrInLoopbackNet => {
                 self.payload(NETWORK_HEADER, 16, 1, first);
                 self.compare(EQUAL, &[127]);

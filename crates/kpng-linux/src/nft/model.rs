@@ -266,8 +266,6 @@ pub enum Statement {
     },
     /// `meta l4proto PROTO`.
     L4Proto(u8),
-    /// `ip daddr ADDRESS`.
-    DaddrIs(IpAddr),
     /// `ip daddr 127.0.0.0/8`.
     DaddrInLoopbackNet,
     /// `iif != "lo"`.

@@ -135,7 +135,6 @@ impl Renderer<'_> {
                 format!("{}{} @{set}", self.key(key), if *negate { " !=" } else { "" })
             }
             Statement::L4Proto(number) => format!("meta l4proto {}", protocol(*number)),
-            Statement::DaddrIs(address) => format!("{family} daddr {address}"),
             Statement::DaddrInLoopbackNet => format!("{family} daddr 127.0.0.0/8"),
             Statement::NotFromLoopback => "iif != \"lo\"".to_owned(),
             Statement::Iifname { name, prefix } => {

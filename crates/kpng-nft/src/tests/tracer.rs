@@ -286,7 +286,6 @@ impl Tracer {
             Statement::Connection(Connection::Dnat) => packet.rewritten,
             Statement::InSet { key, set, negate } => self.contains(set, packet, key) != *negate,
             Statement::L4Proto(protocol) => packet.protocol == *protocol,
-            Statement::DaddrIs(address) => packet.destination == *address,
             Statement::DaddrInLoopbackNet => packet.destination.is_loopback(),
             Statement::NotFromLoopback => packet.interface.as_deref() != Some("lo"),
             Statement::Iifname { name, prefix } => packet
