@@ -243,7 +243,7 @@ pub struct LocalArgs {
         visible_alias = "iptables-min-sync-period",
         global = true,
         value_parser = duration,
-        default_value = "50ms",
+        default_value = "20ms",
         value_name = "TIME"
     )]
     pub min_sync_period: Duration,
