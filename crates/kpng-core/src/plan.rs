@@ -7,8 +7,6 @@
 
 mod decide;
 mod planner;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
