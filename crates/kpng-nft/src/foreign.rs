@@ -9,9 +9,9 @@ use crate::Error;
 /// The tables of iptables-nft in which kube-proxy has chains.
 const IPTABLES: [&str; 3] = ["filter", "nat", "mangle"];
 
-/// Removes kube-proxy's tables (nftables mode), and its `KUBE-` chains with the rules that jump to
-/// them (iptables and ipvs mode with iptables-nft). kubelet's `KUBE-IPTABLES-HINT` and other rules
-/// stay. Returns what was removed.
+/// Removes kube-proxy's tables (nftables mode), and its chains with the rules that jump to them
+/// (iptables and ipvs mode with iptables-nft). Everything else stays, also chains of kubelet and of
+/// CNIs whose names start with `KUBE-`. Returns what was removed.
 ///
 /// Chains of legacy iptables are out of nf_tables' reach; `kube-proxy --cleanup` removes them.
 ///
@@ -38,10 +38,30 @@ pub fn remove_kube_proxy() -> Result<Vec<String>, Error> {
     Ok(removed)
 }
 
+/// kube-proxy's chains in iptables and ipvs mode. A prefix would take in those of others: kubelet has
+/// `KUBE-FIREWALL` and `KUBE-IPTABLES-HINT`, kube-router `KUBE-ROUTER-…` and `KUBE-POD-FW-…`.
+const CHAINS: [&str; 13] = [
+    "KUBE-EXTERNAL-SERVICES",
+    "KUBE-FORWARD",
+    "KUBE-IPVS-FILTER",
+    "KUBE-IPVS-OUT-FILTER",
+    "KUBE-LOAD-BALANCER",
+    "KUBE-MARK-MASQ",
+    "KUBE-NODE-PORT",
+    "KUBE-NODEPORTS",
+    "KUBE-POSTROUTING",
+    "KUBE-PROXY-CANARY",
+    "KUBE-PROXY-FIREWALL",
+    "KUBE-SERVICES",
+    "KUBE-SOURCE-RANGES-FIREWALL",
+];
+
+/// How kube-proxy's chains for single service ports and endpoints start.
+const PREFIXES: [&str; 6] =
+    ["KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-XLB-"];
+
 fn is_kube_proxys(chain: &str) -> bool {
-    chain.starts_with("KUBE-")
-        && chain != "KUBE-IPTABLES-HINT"
-        && !chain.starts_with("KUBE-KUBELET")
+    CHAINS.contains(&chain) || PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
 }
 
 fn remove_chains(table: &Table, found: &FoundTable, batch: &mut Batch) -> Vec<String> {
