@@ -295,7 +295,7 @@ impl Endpoint {
 }
 
 /// `conditions` of an endpoint, with the API's defaults applied: `ready` unset means true,
-/// `serving` unset means the value of `ready`, `terminating` unset means false.
+/// `serving` unset means true, `terminating` unset means false.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conditions {
     /// May receive new connections.
@@ -312,8 +312,11 @@ impl Conditions {
 
     /// The conditions of an API object whose fields may be unset.
     pub fn from_api(ready: Option<bool>, serving: Option<bool>, terminating: Option<bool>) -> Self {
-        let ready = ready.unwrap_or(true);
-        Self { ready, serving: serving.unwrap_or(ready), terminating: terminating.unwrap_or(false) }
+        Self {
+            ready: ready.unwrap_or(true),
+            serving: serving.unwrap_or(true),
+            terminating: terminating.unwrap_or(false),
+        }
     }
 
     /// Serving and terminating: used when nothing is ready (KEP-1669).

@@ -372,7 +372,7 @@ fn read_endpoints<'a>(node: &'a Node, options: &Options, state: &mut Builder) ->
 fn subset_endpoint(node: &Node, ready: bool) -> Read<'_, Endpoint> {
     let fields = node.object()?;
     Ok(Endpoint {
-        conditions: Conditions::from_api(Some(ready), None, None),
+        conditions: Conditions::from_api(Some(ready), Some(ready), None),
         node: fields.text("nodeName")?.map(Arc::from),
         hostname: fields.text("hostname")?.map(Box::from),
         pod: pod_name(fields)?,

@@ -215,7 +215,7 @@ fn endpoint_info(service: &Service, resolved: &Resolved<'_>, second: Option<IpAd
 
     let mut conditions = Fields::default();
     conditions.push("ready", Yaml::Bool(ready));
-    if serving != ready {
+    if !(ready && serving) {
         conditions.push("serving", Yaml::Bool(serving));
     }
     conditions.flag("terminating", terminating);

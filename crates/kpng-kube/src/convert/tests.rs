@@ -235,7 +235,8 @@ fn an_ordinary_slice() {
                  "hints": {"forZones": [{"name": "b"}, {"name": "a"}], "forNodes": [{"name": "node-1"}]}},
                 {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
                 {"addresses": ["10.0.0.4"], "targetRef": {"kind": "Node", "name": "n"}},
-                {"addresses": ["10.0.0.5"], "conditions": {"ready": false}},
+                {"addresses": ["10.0.0.5"], "conditions": {"ready": false, "terminating": true}},
+                {"addresses": ["10.0.0.6"], "conditions": {"ready": false, "serving": false}},
             ],
             "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}],
         }),
@@ -245,7 +246,8 @@ fn an_ordinary_slice() {
             10.0.0.1 ready+serving node=node-1 zone=a zones=a,b nodes=node-1 hostname=web-0 pod=web-0-xyz
             10.0.0.3 serving+terminating
             10.0.0.4 ready+serving
-            10.0.0.5 "#]],
+            10.0.0.5 serving+terminating
+            10.0.0.6 "#]],
     );
 }
 
