@@ -15,9 +15,9 @@ mod expression;
 mod model;
 mod monitor;
 mod read;
-pub mod text;
 #[cfg(test)]
 mod tests;
+pub mod text;
 mod userdata;
 
 pub use batch::{Batch, Nftables};

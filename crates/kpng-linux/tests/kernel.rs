@@ -8,6 +8,8 @@ use kpng_linux::namespace::NetNs;
 
 #[path = "kernel/conntrack.rs"]
 mod conntrack;
+#[path = "kernel/insertion.rs"]
+mod insertion;
 #[path = "kernel/namespace.rs"]
 mod namespace;
 #[path = "kernel/rtnetlink.rs"]

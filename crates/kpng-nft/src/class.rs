@@ -5,6 +5,7 @@
 //! grows with the cluster is elements. A class's number is derived from its name, so every process
 //! gives a class the same number.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use kpng_core::model::Family;
@@ -68,6 +69,26 @@ impl List {
         }
     }
 }
+
+impl List {
+    /// The chain that chooses an endpoint of such a list.
+    pub(crate) fn pick_chain(self, place: Place) -> &'static str {
+        match (place, self) {
+            (Place::Vip, Self::Main) => "pick-endpoint",
+            (Place::Vip, Self::Outside) => "pick-outside-endpoint",
+            (Place::NodePort, Self::Main) => "pick-nodeport-endpoint",
+            (Place::NodePort, Self::Outside) => "pick-nodeport-outside-endpoint",
+        }
+    }
+}
+
+/// All lists at all places: each has a map and a chain.
+pub(crate) const LISTS: [(Place, List); 4] = [
+    (Place::Vip, List::Main),
+    (Place::Vip, List::Outside),
+    (Place::NodePort, List::Main),
+    (Place::NodePort, List::Outside),
+];
 
 impl Place {
     pub(crate) fn of(at: At) -> Self {
@@ -164,6 +185,15 @@ impl Class {
             chains.push((self.to_string(), self.rules(family, facts)));
         }
         chains
+    }
+
+    /// The lists that the class forwards to, with their sizes, each once.
+    pub(crate) fn sizes(&self) -> BTreeSet<(Place, List, u32)> {
+        let forward = |step: &Step| match step {
+            Step::Forward(forward) => Some((self.at, forward.list, forward.size)),
+            _ => None,
+        };
+        self.steps().into_iter().filter_map(forward).collect()
     }
 
     /// The element of [`Set::Routes`], if the class forwards anything.
@@ -270,26 +300,41 @@ impl Forward {
         format!("{at}-to-{self}")
     }
 
+    /// Marks the packet for masquerading, looks for affinity, and asks for an endpoint of a list of
+    /// this size.
     fn rules(&self, at: Place, mark: u32) -> Vec<Rule> {
-        let mut key = at.key();
-        key.push(Field::Random(self.size));
-        let dnat = Statement::DnatMap { key, map: self.list.set(at).name() };
-        // The class has done its duty.
-        let mut first = vec![Statement::ClearPriority];
+        let mut first = Vec::new();
         if self.masquerade {
             first.push(Statement::SetMark(mark));
         }
+        let size = Statement::PriorityTo(self.size);
+        let pick = Statement::Verdict(Verdict::Goto(self.list.pick_chain(at).to_owned()));
         match &self.sticky {
             None => {
-                first.push(dnat);
+                first.extend([size, pick]);
                 vec![Rule::new(first)]
             }
             Some(chain) => {
-                first.push(Statement::Verdict(Verdict::Jump(chain.clone())));
-                vec![Rule::new(first), Rule::new([dnat])]
+                let jump = Statement::Verdict(Verdict::Jump(chain.clone()));
+                first.extend([Statement::PriorityTo(0), jump]);
+                vec![Rule::new(first), Rule::new([size, pick])]
             }
         }
     }
+}
+
+/// The rules that choose an endpoint, one for each size that a list has (`numgen`'s modulus is a
+/// constant). They are in one chain for each map: the kernel looks at all elements of a map when
+/// another chain begins to use it.
+pub(crate) fn pick_rules(at: Place, list: List, sizes: impl Iterator<Item = u32>) -> Vec<Rule> {
+    let rule = |size| {
+        let mut key = at.key();
+        key.push(Field::Random(size));
+        let dnat = Statement::DnatMap { key, map: list.set(at).name() };
+        // The priority has done its duty.
+        Rule::new([Statement::PriorityIs(size), Statement::PriorityTo(0), dnat])
+    };
+    sizes.map(rule).collect()
 }
 
 /// The condition that holds for packets from pods, if they can be told.

@@ -121,6 +121,7 @@ impl Nft {
         // A state that is half written is taken for unknown: it is put back when all is well.
         let Some(mut whole) = self.written.take() else { return self.sync_all(plan) };
         if changed.len() >= QUIET_CHANGES {
+            self.read_monitor()?;
             self.monitor = None;
         }
         let mut batch = Batch::default();
@@ -133,9 +134,9 @@ impl Nft {
         for key in changed {
             whole.write_changed(&mut batch, key, plan.service(key), &mut self.stale);
             if whole.pending() >= ELEMENTS_PER_TRANSACTION {
-                self.monitor = None;
-                whole.flush(&mut batch);
-                self.nft.commit(std::mem::take(&mut batch))?;
+                // What moves from one service to another has to do so in one transaction. Against
+                // the kernel's state, where it is there once, it does in any number of them.
+                return self.sync_all(plan);
             }
         }
         whole.flush(&mut batch);
@@ -162,6 +163,7 @@ impl Nft {
             if whole.pending() >= ELEMENTS_PER_TRANSACTION {
                 whole.flush(&mut batch);
                 self.nft.commit(std::mem::take(&mut batch))?;
+                self.read_monitor()?;
             }
         }
         whole.remove_unclaimed(&mut batch, &mut self.stale);

@@ -177,3 +177,27 @@ fn others_changes_are_noticed_and_repaired() {
     node.cleanup();
     assert_eq!(nft(&network.node, &["list", "tables"], ""), "table ip other\n");
 }
+
+#[test]
+fn frontends_change_hands_also_in_changes_that_are_too_large_for_one_transaction() {
+    let Some(network) = network() else { return };
+    // 60 ports, each with 250 endpoints of both families: 30,000 elements.
+    let cluster = |namespace: &str| {
+        let ports: String = (0..60).map(|n| format!(" port=p{n}:{}", 1000 + n)).collect();
+        let targets: String = (0..60).map(|n| format!(" p{n}=8080")).collect();
+        let pods: String = (1..=250).map(|n| format!("pod{n}\n")).collect();
+        let name = format!("{namespace}/web");
+        plan_of(&format!("service {name} cluster=cluster.1{ports}\nslice {name}{targets}\n{pods}"))
+    };
+    let node = OnNode::new(&network, nft_backend);
+    let before = cluster("b");
+    node.sync(before.plan(), None);
+    let intact = sorted(&listed(&network.node));
+    for namespace in ["a", "c"] {
+        let after = cluster(namespace);
+        node.sync(after.plan(), Some(all_services(before.plan(), after.plan())));
+        assert!(sorted(&listed(&network.node)) == intact, "the service is now in {namespace}");
+        assert!(!node.disturbed());
+        node.sync(before.plan(), None);
+    }
+}

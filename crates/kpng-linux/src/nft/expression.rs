@@ -146,9 +146,13 @@ impl Encoder<'_> {
                 self.lookup(map, first, Some(first), false);
                 self.set_meta(META_PRIORITY);
             }
-            Statement::ClearPriority => {
-                self.immediate(first, &0_u32.to_ne_bytes());
+            Statement::PriorityTo(number) => {
+                self.immediate(first, &number.to_ne_bytes());
                 self.set_meta(META_PRIORITY);
+            }
+            Statement::PriorityIs(number) => {
+                self.meta(META_PRIORITY);
+                self.compare(EQUAL, &number.to_ne_bytes());
             }
             Statement::VerdictMap { key, map } => {
                 self.load(key);

@@ -294,8 +294,10 @@ pub enum Statement {
         /// A map to a priority.
         map: &'static str,
     },
-    /// `meta priority set none`.
-    ClearPriority,
+    /// `meta priority set N`, where 0 is `none`.
+    PriorityTo(u32),
+    /// `meta priority N`.
+    PriorityIs(u32),
     /// `KEY vmap @MAP`.
     VerdictMap {
         /// The key.

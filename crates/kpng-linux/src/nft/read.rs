@@ -138,7 +138,8 @@ fn text(mut attrs: crate::netlink::Attrs<'_>, kind: u16) -> Option<String> {
 fn chain(all: crate::netlink::Attrs<'_>) -> Option<(String, FoundChain)> {
     let name = text(all.clone(), 3)?;
     let hook = all.clone().find(|attr| attr.kind == 4).map(|hook| {
-        let value = |kind| hook.attrs().find(|attr| attr.kind == kind).and_then(|attr| attr.u32_be());
+        let value =
+            |kind| hook.attrs().find(|attr| attr.kind == kind).and_then(|attr| attr.u32_be());
         (value(1).unwrap_or_default(), value(2).unwrap_or_default().cast_signed())
     });
     Some((name, FoundChain { hook, rules: Vec::new() }))
@@ -170,8 +171,7 @@ fn jump_target(expression: Attr<'_>) -> Option<String> {
 }
 
 fn set(all: crate::netlink::Attrs<'_>) -> Option<(String, FoundSet)> {
-    let number =
-        |kind| all.clone().find(|attr| attr.kind == kind).and_then(|attr| attr.u32_be());
+    let number = |kind| all.clone().find(|attr| attr.kind == kind).and_then(|attr| attr.u32_be());
     let shape = SetShape {
         flags: number(3).unwrap_or_default(),
         key_type: number(4)?,

@@ -37,7 +37,9 @@ fn statements(address: &str) -> Vec<Statement> {
         Statement::SetMark(0x4000),
         Statement::ClearMark(0x4000),
         Statement::SetPriority { key: vip(), map: "m" },
-        Statement::ClearPriority,
+        Statement::PriorityTo(0),
+        Statement::PriorityTo(3),
+        Statement::PriorityIs(0x1_0003),
         Statement::VerdictMap { key: vec![Field::Priority], map: "v" },
         Statement::Update {
             set: "d",
@@ -74,37 +76,39 @@ fn statements_as_text() {
         TableFamily::Ip,
         "10.0.0.1",
         expect![[r#"
-        ct state new
-        ct state invalid
-        ct status dnat
-        ip saddr @s
-        ip daddr . meta l4proto . th dport != @s
-        meta l4proto tcp
-        meta l4proto sctp
-        meta l4proto 1
-        ip daddr 127.0.0.0/8
-        iif != "lo"
-        iifname "cni0"
-        iifname "veth*"
-        fib saddr type local
-        numgen random mod 3 0
-        meta mark & 0x4000 == 0x4000
-        meta mark set meta mark | 0x4000
-        meta mark set meta mark & 0xffffbfff
-        meta priority set ip daddr . meta l4proto . th dport map @m
-        meta priority set none
-        meta priority vmap @v
-        update @d { ip saddr . numgen random mod 1 offset 7 . numgen random mod 1 offset 9 timeout 10800s }
-        dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @e
-        dnat ip to 10.0.0.1:8080
-        masquerade fully-random
-        reject with tcp reset
-        reject
-        accept
-        drop
-        return
-        jump c
-        goto c"#]],
+            ct state new
+            ct state invalid
+            ct status dnat
+            ip saddr @s
+            ip daddr . meta l4proto . th dport != @s
+            meta l4proto tcp
+            meta l4proto sctp
+            meta l4proto 1
+            ip daddr 127.0.0.0/8
+            iif != "lo"
+            iifname "cni0"
+            iifname "veth*"
+            fib saddr type local
+            numgen random mod 3 0
+            meta mark & 0x4000 == 0x4000
+            meta mark set meta mark | 0x4000
+            meta mark set meta mark & 0xffffbfff
+            meta priority set ip daddr . meta l4proto . th dport map @m
+            meta priority set none
+            meta priority set 0:3
+            meta priority 1:3
+            meta priority vmap @v
+            update @d { ip saddr . numgen random mod 1 offset 7 . numgen random mod 1 offset 9 timeout 10800s }
+            dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @e
+            dnat ip to 10.0.0.1:8080
+            masquerade fully-random
+            reject with tcp reset
+            reject
+            accept
+            drop
+            return
+            jump c
+            goto c"#]],
     );
 }
 
@@ -114,37 +118,39 @@ fn statements_as_text_in_ip6() {
         TableFamily::Ip6,
         "fd00::1",
         expect![[r#"
-        ct state new
-        ct state invalid
-        ct status dnat
-        ip6 saddr @s
-        ip6 daddr . meta l4proto . th dport != @s
-        meta l4proto tcp
-        meta l4proto sctp
-        meta l4proto 1
-        ip6 daddr 127.0.0.0/8
-        iif != "lo"
-        iifname "cni0"
-        iifname "veth*"
-        fib saddr type local
-        numgen random mod 3 0
-        meta mark & 0x4000 == 0x4000
-        meta mark set meta mark | 0x4000
-        meta mark set meta mark & 0xffffbfff
-        meta priority set ip6 daddr . meta l4proto . th dport map @m
-        meta priority set none
-        meta priority vmap @v
-        update @d { ip6 saddr . numgen random mod 1 offset 7 . numgen random mod 1 offset 9 timeout 10800s }
-        dnat ip6 to ip6 daddr . meta l4proto . th dport . numgen random mod 3 map @e
-        dnat ip6 to [fd00::1]:8080
-        masquerade fully-random
-        reject with tcp reset
-        reject
-        accept
-        drop
-        return
-        jump c
-        goto c"#]],
+            ct state new
+            ct state invalid
+            ct status dnat
+            ip6 saddr @s
+            ip6 daddr . meta l4proto . th dport != @s
+            meta l4proto tcp
+            meta l4proto sctp
+            meta l4proto 1
+            ip6 daddr 127.0.0.0/8
+            iif != "lo"
+            iifname "cni0"
+            iifname "veth*"
+            fib saddr type local
+            numgen random mod 3 0
+            meta mark & 0x4000 == 0x4000
+            meta mark set meta mark | 0x4000
+            meta mark set meta mark & 0xffffbfff
+            meta priority set ip6 daddr . meta l4proto . th dport map @m
+            meta priority set none
+            meta priority set 0:3
+            meta priority 1:3
+            meta priority vmap @v
+            update @d { ip6 saddr . numgen random mod 1 offset 7 . numgen random mod 1 offset 9 timeout 10800s }
+            dnat ip6 to ip6 daddr . meta l4proto . th dport . numgen random mod 3 map @e
+            dnat ip6 to [fd00::1]:8080
+            masquerade fully-random
+            reject with tcp reset
+            reject
+            accept
+            drop
+            return
+            jump c
+            goto c"#]],
     );
 }
 
@@ -235,8 +241,8 @@ fn sets_and_hooks_as_text() {
 fn fingerprints_do_not_change() {
     let rule = Rule::new(statements("10.0.0.1"));
     let of = |family| format!("{:016x}", rule.fingerprint(family));
-    expect!["5d068b4dd807227b"].assert_eq(&of(TableFamily::Ip));
-    expect!["ef7895db16f2f96d"].assert_eq(&of(TableFamily::Ip6));
+    expect!["870b731d7a3656e1"].assert_eq(&of(TableFamily::Ip));
+    expect!["dff468baaeacaabb"].assert_eq(&of(TableFamily::Ip6));
 }
 
 #[test]

@@ -148,7 +148,9 @@ impl Renderer<'_> {
             Statement::SetPriority { key, map } => {
                 format!("meta priority set {} map @{map}", self.key(key))
             }
-            Statement::ClearPriority => "meta priority set none".to_owned(),
+            Statement::PriorityTo(0) => "meta priority set none".to_owned(),
+            Statement::PriorityTo(number) => format!("meta priority set {}", priority(*number)),
+            Statement::PriorityIs(number) => format!("meta priority {}", priority(*number)),
             Statement::VerdictMap { key, map } => format!("{} vmap @{map}", self.key(key)),
             Statement::Update { set, key, timeout } => {
                 format!("update @{set} {{ {} timeout {}s }}", self.key(key), timeout.as_secs())
@@ -207,12 +209,14 @@ fn value(field: Field, bytes: Option<&[u8]>) -> String {
         },
         (Field::L4Proto, Some(bytes)) => protocol(bytes[0]),
         (Field::Dport, Some(bytes)) => u16::from_be_bytes([bytes[0], bytes[1]]).to_string(),
-        (Field::Priority, Some(bytes)) => {
-            let number = number(bytes);
-            format!("{:x}:{:x}", number >> 16, number & 0xffff)
-        }
+        (Field::Priority, Some(bytes)) => priority(number(bytes)),
         (Field::Random(_) | Field::Constant(_), Some(bytes)) => number(bytes).to_string(),
     }
+}
+
+/// As `tc` writes the handles of its classes.
+fn priority(number: u32) -> String {
+    format!("{:x}:{:x}", number >> 16, number & 0xffff)
 }
 
 fn protocol(number: u8) -> String {

@@ -1,15 +1,12 @@
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use expect_test::{Expect, expect};
 use kpng_linux::conntrack::{Conntrack, Entry};
-use kpng_linux::netlink::{MessageBuf, Protocol, Socket};
 use kpng_linux::rtnetlink::Family;
 
+use crate::insertion::{TCP, UDP, insert};
 use crate::{in_namespace, output};
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 const SCTP: u8 = 132;
 
 fn entries(conntrack: &mut Conntrack, family: Family, protocol: u8) -> Vec<Entry> {
@@ -152,77 +149,4 @@ fn the_kernel_filters_by_protocol() {
         assert_eq!(entries(&mut table, Family::V4, TCP).len(), 2000);
         assert_eq!(entries(&mut table, Family::V6, TCP).len(), 0);
     });
-}
-
-#[test]
-fn a_large_table_is_read_completely_in_bounded_memory() {
-    const COUNT: u32 = 50_000;
-    in_namespace(|| {
-        insert(COUNT, UDP);
-        let mut table = Conntrack::open().unwrap();
-        let before = resident_kib();
-        let (mut count, mut sum) = (0, 0_u64);
-        let visit = |entry: &Entry| {
-            count += 1;
-            sum += u64::from(entry.original.source.port());
-            Ok(())
-        };
-        table.dump(Family::V4, UDP, visit).unwrap();
-        let grown = resident_kib().saturating_sub(before);
-        assert_eq!(count, COUNT);
-        assert!(sum > 0);
-        // The entries alone, as they are sent, are some 10 MiB.
-        assert!(grown < 4096, "the listing took {grown} KiB");
-        let distinct: BTreeSet<_> = entries(&mut table, Family::V4, UDP)
-            .iter()
-            .map(|entry| entry.original.source)
-            .collect();
-        assert_eq!(distinct.len(), COUNT as usize);
-    });
-}
-
-fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-/// Adds `count` entries from different sources.
-fn insert(count: u32, protocol: u8) {
-    let mut socket = Socket::open(Protocol::Netfilter, 0).unwrap();
-    let mut batch = MessageBuf::new();
-    for number in 0..count {
-        put_insertion(&mut batch, number, protocol);
-        if batch.messages() == 1000 || number + 1 == count {
-            socket.request(&"insert conntrack entries", &mut batch).unwrap();
-            batch.clear();
-        }
-    }
-}
-
-fn put_insertion(m: &mut MessageBuf, number: u32, protocol: u8) {
-    let client = (0x0a00_0000 | (number >> 12)).to_be_bytes();
-    let port = 1024 + (number & 0xfff) as u16;
-    let vip = [172, 30, 0, 1];
-    m.begin(0x100, (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16);
-    m.put_raw(&[libc::AF_INET as u8, 0, 0, 0]);
-    for (direction, source, destination) in
-        [(1, (client, port), (vip, 53)), (2, (vip, 53), (client, port))]
-    {
-        m.nest(direction, |m| {
-            m.nest(1, |m| {
-                m.put_bytes(1, &source.0);
-                m.put_bytes(2, &destination.0);
-            });
-            m.nest(2, |m| {
-                m.put_u8(1, protocol);
-                m.put_u16_be(2, source.1);
-                m.put_u16_be(3, destination.1);
-            });
-        });
-    }
-    m.put_u32_be(7, 600); // CTA_TIMEOUT
-    if protocol == TCP {
-        m.nest(4, |m| m.nest(1, |m| m.put_u8(1, 3))); // established
-    }
 }

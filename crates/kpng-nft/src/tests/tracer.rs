@@ -242,10 +242,11 @@ impl Tracer {
                 }
                 None => on(false, packet),
             },
-            Statement::ClearPriority => {
-                packet.priority = 0;
+            Statement::PriorityTo(number) => {
+                packet.priority = *number;
                 on(true, packet)
             }
+            Statement::PriorityIs(number) => on(packet.priority == *number, packet),
             Statement::Update { set, key, .. } => {
                 assert!(self.sets[set].0.dynamic.is_some(), "{set} is not for rules to change");
                 let key = packet.key(key, 0);
