@@ -261,6 +261,27 @@ pub const CASES: &[Case] = &[
         ],
     },
     Case {
+        name: "without a way to detect pods the node still reaches all endpoints from inside",
+        cluster: "
+            node pods=none
+            service t/web cluster=cluster.1 ext=ext.1 lb=lb.1 port=http:80:30001 etp=Local
+            slice t/web http=8080
+              pod1
+              remote1
+            service t/remote cluster=cluster.2 lb=lb.2 port=http:80:30002 etp=Local itp=Local
+            slice t/remote http=8080
+              remote1",
+        packets: &[
+            "node-alt -> cluster.1:80 = pod1,remote1",
+            "node-alt -> ext.1:80 = pod1*,remote1*",
+            "node-alt -> lb.2:80 = remote1*",
+            "node-alt -> node:30002 = remote1*",
+            "pod3 -> lb.2:80 = drop",
+            "pod3 -> cluster.2:80 = drop",
+            "client -> node:30002 = drop",
+        ],
+    },
+    Case {
         name: "pods detected by their interfaces",
         cluster: "
             node pods=interface
@@ -277,6 +298,21 @@ pub const CASES: &[Case] = &[
         ],
     },
     Case {
+        name: "pods detected by their interfaces: traffic of pods elsewhere comes from outside",
+        cluster: "
+            node pods=interface
+            service t/web cluster=cluster.1 lb=lb.1 port=http:80:30001 itp=Local etp=Local
+            slice t/web http=8080
+              pod1
+              remote1",
+        packets: &[
+            "remote2 -> cluster.1:80 = pod1*",
+            "remote2 -> lb.1:80 = pod1",
+            "pod3 -> cluster.1:80 = pod1",
+            "pod3 -> node:30001 = pod1,remote1",
+        ],
+    },
+    Case {
         name: "masquerade all",
         cluster: "
             node masquerade-all
@@ -284,6 +320,21 @@ pub const CASES: &[Case] = &[
             slice t/web http=8080
               pod1",
         packets: &["pod3 -> cluster.1:80 = pod1*", "client -> cluster.1:80 = pod1*"],
+    },
+    Case {
+        name: "masquerade all is about cluster IPs",
+        cluster: "
+            node masquerade-all
+            service t/web cluster=cluster.1 lb=lb.1 port=http:80:30001 itp=Local etp=Local
+            slice t/web http=8080
+              pod1
+              remote1",
+        packets: &[
+            "pod3 -> cluster.1:80 = pod1*",
+            "pod3 -> lb.1:80 = pod1,remote1",
+            "client -> lb.1:80 = pod1",
+            "client -> node:30001 = pod1",
+        ],
     },
     // Terminating endpoints (KEP-1669).
     Case {
@@ -329,6 +380,52 @@ pub const CASES: &[Case] = &[
               remote1 notready",
         packets: &["pod3 -> cluster.1:80 = reject", "client -> node:30001 = reject"],
     },
+    Case {
+        name: "terminating endpoints and policy Local",
+        cluster: "
+            service t/here cluster=cluster.1 ext=ext.1 port=http:80:30001 etp=Local itp=Local
+            slice t/here http=8080
+              pod1 serving-terminating
+              pod2 terminating
+              remote1
+              remote2 serving-terminating
+            service t/elsewhere cluster=cluster.2 ext=ext.2 port=http:80:30002 etp=Local itp=Local
+            slice t/elsewhere http=8080
+              pod1 terminating
+              remote1 serving-terminating
+            service t/nowhere cluster=cluster.3 ext=ext.3 port=http:80:30003 etp=Local itp=Local
+            slice t/nowhere http=8080
+              pod1 terminating
+              remote1 terminating",
+        packets: &[
+            "pod3 -> cluster.1:80 = pod1",
+            "client -> ext.1:80 = pod1",
+            "pod3 -> ext.1:80 = remote1",
+            "pod3 -> cluster.2:80 = drop",
+            "client -> node:30002 = drop",
+            "pod3 -> ext.2:80 = remote1",
+            "pod3 -> cluster.3:80 = reject",
+            "client -> ext.3:80 = reject",
+            "client -> node:30003 = reject",
+        ],
+    },
+    Case {
+        name: "hints, terminating endpoints and policy Local together",
+        cluster: "
+            node zone=a
+            service t/web cluster=cluster.1 ext=ext.1 port=http:80:30001 etp=Local
+            slice t/web http=8080
+              pod1 zone=b hint=b
+              pod2 zone=b hint=b serving-terminating
+              remote1 zone=a hint=a
+              remote2 zone=a hint=a notready",
+        packets: &[
+            "pod3 -> cluster.1:80 = remote1",
+            "node -> ext.1:80 = remote1*",
+            "client -> ext.1:80 = pod1",
+            "client -> node:30001 = pod1",
+        ],
+    },
     // Source ranges.
     Case {
         name: "source ranges guard load balancer addresses only",
@@ -360,6 +457,33 @@ pub const CASES: &[Case] = &[
             "blocked -> lb.1:80 = drop",
             "pod3 -> lb.1:80 = drop",
             "node -> lb.1:80 = drop",
+        ],
+    },
+    Case {
+        name: "source ranges with the node in them, policy Local",
+        cluster: "
+            service t/web cluster=cluster.1 lb=lb.1 port=http:80 ranges=node-net etp=Local
+            slice t/web http=8080
+              pod1
+              remote1",
+        packets: &[
+            "node -> lb.1:80 = pod1*,remote1*",
+            "client -> lb.1:80 = drop",
+            "pod3 -> lb.1:80 = drop",
+        ],
+    },
+    Case {
+        name: "source ranges on the node's own address leave its node ports open",
+        cluster: "
+            service t/web cluster=cluster.1 lb=node port=http:80:30001 ranges=client-net
+            slice t/web http=8080
+              pod1",
+        packets: &[
+            "client -> node:80 = pod1*",
+            "blocked -> node:80 = drop",
+            "pod3 -> node:80 = drop",
+            "node -> node:80 = drop",
+            "blocked -> node:30001 = pod1*",
         ],
     },
     Case {
@@ -433,6 +557,41 @@ pub const CASES: &[Case] = &[
         ],
     },
     Case {
+        name: "hairpin under policy Local, and by other protocols",
+        cluster: "
+            service t/local cluster=cluster.1 ext=ext.1 port=http:80:30001 etp=Local itp=Local
+            slice t/local http=8080
+              pod1
+            service t/others cluster=cluster.2 port=u:80/UDP:30002 port=s:80/SCTP:30002
+            slice t/others u=8080/UDP s=8080/SCTP
+              pod1",
+        packets: &[
+            "pod1 -> cluster.1:80 = pod1*",
+            "pod1 -> ext.1:80 = pod1*",
+            "pod1 -> node:30001 = pod1*",
+            "pod3 -> node:30001 = pod1",
+            "pod1 -> cluster.2:80/UDP = pod1*",
+            "pod1 -> cluster.2:80/SCTP = pod1*",
+            "pod1 -> node:30002/UDP = pod1*",
+        ],
+    },
+    Case {
+        name: "a target port that is somebody's node port, a service port that is its own node port",
+        cluster: "
+            service t/web cluster=cluster.1 ext=ext.1 port=http:30001:30001 port=other:80:30002
+            slice t/web http=8080 other=8081
+              pod1
+            service t/none cluster=cluster.2 port=http:8080:30080",
+        packets: &[
+            "pod3 -> cluster.1:30001 = pod1",
+            "client -> node:30001 = pod1*",
+            "client -> ext.1:30001 = pod1*",
+            "client -> ext.1:30002 = pass",
+            "pod3 -> cluster.1:30002 = reject",
+            "client -> node:30080 = reject",
+        ],
+    },
+    Case {
         name: "three protocols on one port, each with its own target",
         cluster: "
             service t/dns cluster=cluster.1 port=tcp:53/TCP:30053 port=udp:53/UDP:30053 port=sctp:53/SCTP:30053
@@ -483,6 +642,52 @@ pub const CASES: &[Case] = &[
         ],
     },
     Case {
+        name: "load balancer and external addresses that are the node's",
+        cluster: "
+            service t/web cluster=cluster.1 lb=node ext=node-alt port=http:80:30001
+            slice t/web http=8080
+              pod1
+              remote1
+            service t/local cluster=cluster.2 lb=node ext=node-alt port=http:81:30002 etp=Local
+            slice t/local http=8080
+              pod1
+              remote1
+            service t/remote cluster=cluster.3 lb=node port=http:82:30003 etp=Local
+            slice t/remote http=8080
+              remote1
+            service t/none cluster=cluster.4 lb=node port=http:83:30004",
+        packets: &[
+            "client -> node:80 = pod1*,remote1*",
+            "client -> node-alt:80 = pod1*,remote1*",
+            "node -> node:80 = pod1*,remote1*",
+            "client -> node:81 = pod1",
+            "client -> node-alt:81 = pod1",
+            "pod3 -> node:81 = pod1,remote1",
+            "node -> node:81 = pod1*,remote1*",
+            "client -> node:82 = drop",
+            "pod3 -> node:82 = remote1",
+            "client -> node:83 = reject",
+            "client -> node:8080 = pass",
+        ],
+    },
+    Case {
+        name: "node ports on all addresses, policy Local",
+        cluster: "
+            node nodeports=all
+            service t/web cluster=cluster.1 port=http:80:30001 etp=Local
+            slice t/web http=8080
+              pod1
+              remote1
+            service t/none cluster=cluster.2 port=http:80:30002",
+        packets: &[
+            "client -> node-alt:30001 = pod1",
+            "pod3 -> node-alt:30001 = pod1,remote1",
+            "node -> node-alt:30001 = pod1*,remote1*",
+            "client -> node-alt:30002 = reject",
+            "node -> node-alt:30002 = reject",
+        ],
+    },
+    Case {
         name: "an address in proxy mode is left alone",
         cluster: "
             service t/web cluster=cluster.1 proxy-lb=lb.1 lb=lb.2 port=http:80
@@ -528,6 +733,29 @@ pub const CASES: &[Case] = &[
         packets: &[
             "pod3 -> cluster.1:80 = pod1,pod2",
             "pod3 -> cluster.1:81 = reject",
+        ],
+    },
+    Case {
+        name: "port names and protocols that only one side knows",
+        cluster: "
+            service t/web cluster=cluster.1 port=a:80:30001 port=b:81:30002 port=c:82/UDP
+            slice t/web a=8080 c=8081
+              pod1
+            slice t/web b=8081/UDP
+              pod2
+            service t/unnamed cluster=cluster.2 port=:80
+            slice t/unnamed =8080
+              pod1
+            service t/named cluster=cluster.3 port=:80
+            slice t/named x=8080
+              pod1",
+        packets: &[
+            "pod3 -> cluster.1:80 = pod1",
+            "pod3 -> cluster.1:81 = reject",
+            "pod3 -> cluster.1:82/UDP = reject",
+            "client -> node:30002 = reject",
+            "pod3 -> cluster.2:80 = pod1",
+            "pod3 -> cluster.3:80 = reject",
         ],
     },
     Case {
