@@ -2,8 +2,9 @@
 //!
 //! A class is a [`Route`] in which pools are only known by their sizes (`numgen`'s modulus is a
 //! constant of the expression). There are few classes, so that is where chains and rules are; what
-//! grows with the cluster is elements. A class's number is derived from its name, so every process
-//! gives a class the same number.
+//! grows with the cluster is elements.
+
+mod numbers;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,6 +12,8 @@ use std::fmt;
 use kpng_core::model::Family;
 use kpng_core::plan::{Action, At, Frontend, NodeFacts, PodDetection, Route};
 use kpng_linux::nft::{Bytes, Element, Field, Rule, Statement, Value, Verdict};
+
+pub(crate) use numbers::Numbers;
 
 use crate::names::{self, Set};
 
@@ -38,6 +41,15 @@ enum Step {
     Forward(Forward),
     Reject,
     Drop,
+}
+
+impl Step {
+    fn forward(&self) -> Option<&Forward> {
+        match self {
+            Self::Forward(forward) => Some(forward),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -146,14 +158,17 @@ impl Class {
         }
     }
 
-    /// The number by which frontends refer to the class.
-    pub(crate) fn number(&self) -> u32 {
-        fnv1a(self.to_string().as_bytes())
+    /// The number that the class gets unless another class has it.
+    fn hash(&self) -> u32 {
+        fnv1a_32(self.to_string().as_bytes())
     }
 
-    /// The class as an element key.
-    pub(crate) fn key(&self) -> Bytes {
-        Bytes::EMPTY.number(self.number())
+    /// The chain that the class's number leads to.
+    fn route_chain(&self) -> String {
+        match self.steps().into_iter().find_map(Step::forward) {
+            Some(forward) if self.is_uniform() => forward.chain(self.at),
+            _ => self.to_string(),
+        }
     }
 
     fn steps(&self) -> [&Step; 3] {
@@ -173,12 +188,10 @@ impl Class {
         mark: u32,
     ) -> Vec<(String, Vec<Rule>)> {
         let mut chains = Vec::new();
-        for step in self.steps() {
-            if let Step::Forward(forward) = step {
-                let chain = forward.chain(self.at);
-                if chains.iter().all(|(name, _)| *name != chain) {
-                    chains.push((chain, forward.rules(self.at, mark)));
-                }
+        for forward in self.steps().into_iter().filter_map(Step::forward) {
+            let chain = forward.chain(self.at);
+            if chains.iter().all(|(name, _)| *name != chain) {
+                chains.push((chain, forward.rules(self.at, mark)));
             }
         }
         if !chains.is_empty() && !self.is_uniform() {
@@ -189,22 +202,19 @@ impl Class {
 
     /// The lists that the class forwards to, with their sizes, each once.
     pub(crate) fn sizes(&self) -> BTreeSet<(Place, List, u32)> {
-        let forward = |step: &Step| match step {
-            Step::Forward(forward) => Some((self.at, forward.list, forward.size)),
-            _ => None,
-        };
-        self.steps().into_iter().filter_map(forward).collect()
+        let size = |forward: &Forward| (self.at, forward.list, forward.size);
+        self.steps().into_iter().filter_map(Step::forward).map(size).collect()
     }
 
-    /// The element of [`Set::Routes`], if the class forwards anything.
-    pub(crate) fn route(&self) -> Option<Element> {
-        let first = self.steps().into_iter().find_map(|step| match step {
-            Step::Forward(forward) => Some(forward),
-            _ => None,
-        })?;
-        let chain = if self.is_uniform() { first.chain(self.at) } else { self.to_string() };
-        let value = Value::Verdict(Verdict::Goto(chain));
-        Some(Element { key: self.key(), last: None, value })
+    /// The class forwards packets of some origin.
+    pub(crate) fn forwards(&self) -> bool {
+        self.steps().into_iter().any(|step| step.forward().is_some())
+    }
+
+    /// The element of [`Set::Routes`] of a class that forwards, under its number.
+    pub(crate) fn route(&self, number: Bytes) -> Element {
+        let value = Value::Verdict(Verdict::Goto(self.route_chain()));
+        Element { key: number, last: None, value }
     }
 
     /// The set in which frontends of the class are if they refuse anything. What reaches the filter
@@ -353,7 +363,41 @@ fn from_pod(family: Family, pods: &PodDetection) -> Option<Statement> {
     }
 }
 
-/// FNV-1a with 32 bits: the same on every machine and in every version.
-pub(crate) fn fnv1a(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+/// FNV-1a with 64 bits: the same on every machine and in every version.
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// The same, folded to 32 bits.
+pub(crate) fn fnv1a_32(bytes: &[u8]) -> u32 {
+    let hash = fnv1a(bytes);
+    (hash ^ (hash >> 32)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kpng_core::model::Protocol;
+    use kpng_core::plan::PoolId;
+
+    /// The class of an ordinary frontend with so many endpoints.
+    pub(super) fn class_of_size(size: u32) -> Class {
+        let forward = |masquerade| Action::Forward { pool: PoolId(0), masquerade };
+        let frontend = Frontend {
+            at: At::Vip([10, 0, 0, 1].into()),
+            protocol: Protocol::Tcp,
+            port: 80,
+            service_port: 0,
+            sources: None,
+            route: Route { pod: forward(false), node: forward(true), outside: forward(true) },
+        };
+        Class::of(&frontend, |_| size, |_| None)
+    }
+
+    #[test]
+    fn names_say_what_a_class_does() {
+        assert_eq!(class_of_size(3).to_string(), "service-pod-3-node-3m-outside-3m");
+    }
 }

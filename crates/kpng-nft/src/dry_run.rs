@@ -7,7 +7,7 @@ use kpng_core::plan::Plan;
 use kpng_linux::nft::{Chain, Element, text};
 
 use crate::Config;
-use crate::class::{Class, LISTS, pick_rules};
+use crate::class::{Class, LISTS, Numbers, pick_rules};
 use crate::names::{self, Set};
 use crate::render;
 
@@ -24,18 +24,22 @@ pub(crate) fn ruleset(plan: &Plan, config: &Config, family: Family) -> text::Rul
     let mut elements: Vec<(Set, Element)> = skeleton.elements;
     let mut shared = BTreeSet::new();
     let mut classes: BTreeSet<Class> = BTreeSet::new();
+    let mut numbers = Numbers::default();
     let mut chains = Vec::new();
     for (key, service) in plan.services() {
         let order: Vec<_> = service.pools.iter().map(|pool| pool.targets.clone()).collect();
-        let objects = render::service(key, service, &order, family);
-        elements.extend(objects.elements);
+        let mut objects = render::service(key, service, &order, family);
+        for class in objects.classes() {
+            numbers.assign(class);
+            classes.insert(class.clone());
+        }
+        elements.extend(objects.take_elements(&numbers));
         shared.extend(objects.shared);
-        classes.extend(objects.classes);
         chains.extend(objects.chains);
     }
     elements.extend(shared.into_iter().map(|(set, ip)| (set, render::shared_element(set, ip))));
     for class in &classes {
-        elements.extend(class.route().map(|element| (Set::Routes, element)));
+        elements.push((Set::Routes, class.route(numbers.assign(class))));
         for (name, rules) in class.chains(family, facts, config.mark()) {
             if chains.iter().all(|(other, _)| *other != name) {
                 chains.push((name, rules));

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! What grows with the cluster is elements of a constant number of maps, never chains or rules: a
-//! frontend's element holds the number of its [class](class), a class has a chain that ends in
+//! frontend's element holds the number of its class, a class has a chain that leads to
 //! `dnat to FRONTEND . numgen random mod N map @endpoints`. Changing one endpoint changes a few
 //! elements. The README of this crate explains the packet's path and what others may rely on.
 //!

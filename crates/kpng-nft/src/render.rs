@@ -14,20 +14,39 @@ use kpng_linux::nft::{
 };
 
 use crate::Config;
-use crate::class::{Class, Place, fnv1a, list_of};
+use crate::class::{Class, Numbers, Place, fnv1a, fnv1a_32, list_of};
 use crate::names::{self, Set};
 
 /// What one service needs in one family.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceObjects {
-    /// Elements that belong to this service alone, sorted.
-    pub(crate) elements: Vec<(Set, Element)>,
+    /// Elements that belong to this service alone, but for those of its frontends.
+    elements: Vec<(Set, Element)>,
+    /// The frontends that forward: in which map, by which key, and their classes.
+    frontends: Vec<(Set, Bytes, Class)>,
     /// Addresses in sets that other services may need too.
     pub(crate) shared: BTreeSet<(Set, IpAddr)>,
-    /// The classes of its frontends.
-    pub(crate) classes: BTreeSet<Class>,
     /// Chains of its own: those that look for affinity.
     pub(crate) chains: Vec<(String, Vec<Rule>)>,
+}
+
+impl ServiceObjects {
+    /// The classes of its frontends.
+    pub(crate) fn classes(&self) -> BTreeSet<&Class> {
+        self.frontends.iter().map(|(.., class)| class).collect()
+    }
+
+    /// Takes out the elements that belong to this service alone, sorted. Its classes have numbers.
+    pub(crate) fn take_elements(&mut self, numbers: &Numbers) -> Vec<(Set, Element)> {
+        let frontend = |(set, key, class): &(Set, Bytes, Class)| {
+            let number = numbers.get(class).expect("a class in use has a number");
+            (*set, Element { key: *key, last: None, value: Value::Data(number) })
+        };
+        let mut elements = std::mem::take(&mut self.elements);
+        elements.extend(self.frontends.iter().map(frontend));
+        elements.sort_unstable_by_key(|(set, element)| (*set, element.key));
+        elements
+    }
 }
 
 /// The objects of a service in one family. `order` gives the endpoints of each pool by number.
@@ -45,7 +64,6 @@ pub(crate) fn service(
     for frontend in plan.frontends.iter().filter(|frontend| frontend.at.family() == family) {
         renderer.frontend(frontend, &mut objects);
     }
-    objects.elements.sort_unstable_by_key(|(set, element)| (*set, element.key));
     objects
 }
 
@@ -93,10 +111,8 @@ impl Renderer<'_> {
         if frontend.sources.is_some() {
             objects.elements.push((Set::GuardedServices, in_it(key)));
         }
-        if class.route().is_some() {
-            let value = Value::Data(class.key());
-            objects.elements.push((set, Element { key, last: None, value }));
-            objects.classes.insert(class);
+        if class.forwards() {
+            objects.frontends.push((set, key, class));
         }
         objects.elements.extend(source_ranges(frontend).map(|range| (Set::SourceRanges, range)));
 
@@ -135,7 +151,7 @@ impl Renderer<'_> {
             |other: &&Pool| (other.service_port, other.family) == (pool.service_port, pool.family);
         let position = self.plan.pools[..usize::from(id.0)].iter().filter(alike).count();
         let name = format!("{}/{position}", self.service_port_name(pool));
-        let mut chain = format!("sticky-{:08x}-{name}", fnv1a(name.as_bytes()));
+        let mut chain = format!("sticky-{:016x}-{name}", fnv1a(name.as_bytes()));
         chain.truncate(120); // the kernel takes 127 bytes
         Some(chain)
     }
@@ -154,9 +170,9 @@ impl Renderer<'_> {
         let order = &self.order[usize::from(id.0)];
         let timeout = pool.affinity.unwrap_or_default();
         let protocol = self.plan.ports[usize::from(pool.service_port)].protocol.number();
-        let service_port = fnv1a(self.service_port_name(pool).as_bytes());
+        let service_port = fnv1a_32(self.service_port_name(pool).as_bytes());
         let remember_and_go = |target: &Target| {
-            let endpoint = fnv1a(format!("{} {}", target.address, target.port).as_bytes());
+            let endpoint = fnv1a_32(format!("{} {}", target.address, target.port).as_bytes());
             let key = names::affinity_key(service_port, endpoint);
             let update = Statement::Update { set: Set::Affinity.name(), key: key.clone(), timeout };
             let dnat = Statement::Dnat { address: target.address, port: target.port };

@@ -11,7 +11,7 @@ use kpng_core::model::{Family, NamespacedName};
 use kpng_core::plan::{NodeFacts, ServicePlan, Target};
 use kpng_linux::nft::{Batch, Bytes, Chain, Element, Rule, SetDef, Table, TableFamily, Value};
 
-use crate::class::{Class, LISTS, List, Place, list_of, pick_rules};
+use crate::class::{Class, LISTS, List, Numbers, Place, list_of, pick_rules};
 use crate::names::{self, Set};
 use crate::render::{self, ServiceObjects, Skeleton, shared_element};
 
@@ -65,6 +65,8 @@ pub(crate) struct TableState {
     /// The classes that nothing uses, and since when; the oldest first.
     idle: VecDeque<(Instant, Class)>,
     chains: HashMap<String, ChainState>,
+    /// The numbers of the classes.
+    numbers: Numbers,
     /// How many classes use a size of a list.
     sizes: BTreeMap<(Place, List, u32), u32>,
     /// The chains that choose endpoints may lack a size, or have one too many.
@@ -98,6 +100,8 @@ struct Pending {
 impl TableState {
     /// A table of which nothing is written.
     pub(crate) fn new(family: Family, mark: u32, unclaimed: Unclaimed) -> Self {
+        let routes = unclaimed.elements.iter().filter(|((set, _), _)| *set == Set::Routes);
+        let routes = routes.map(|(_, element)| element);
         Self {
             family,
             table: names::table(family),
@@ -107,6 +111,7 @@ impl TableState {
             classes: HashMap::new(),
             idle: VecDeque::new(),
             chains: HashMap::new(),
+            numbers: Numbers::found(routes),
             sizes: BTreeMap::new(),
             sizes_changed: true,
             skeleton: Skeleton::default(),
@@ -164,15 +169,17 @@ impl TableState {
         stale: &mut Vec<String>,
     ) {
         let family = self.family;
-        let old = old.map(|old| old.objects(key, family)).unwrap_or_default();
-        let new = new.map(|new| new.objects(key, family)).unwrap_or_default();
+        let mut old = old.map(|old| old.objects(key, family)).unwrap_or_default();
+        let mut new = new.map(|new| new.objects(key, family)).unwrap_or_default();
         for (name, rules) in &new.chains {
             self.write_chain(batch, name, rules);
         }
-        for class in new.classes.difference(&old.classes) {
+        for class in new.classes().difference(&old.classes()) {
             self.acquire_class(batch, class, facts);
         }
-        self.replace_elements(old.elements, new.elements);
+        let before = old.take_elements(&self.numbers);
+        let after = new.take_elements(&self.numbers);
+        self.replace_elements(before, after);
         for (set, address) in new.shared.difference(&old.shared) {
             let users = self.shared.entry((*set, *address)).or_insert(0);
             *users += 1;
@@ -183,7 +190,7 @@ impl TableState {
         for (set, address) in old.shared.difference(&new.shared) {
             self.release_shared(*set, *address);
         }
-        for class in old.classes.difference(&new.classes) {
+        for class in old.classes().difference(&new.classes()) {
             self.release_class(class);
         }
         for (name, _) in &old.chains {
@@ -220,6 +227,7 @@ impl TableState {
     /// Removes what was found in the kernel and never claimed.
     pub(crate) fn remove_unclaimed(&mut self, batch: &mut Batch, stale: &mut Vec<String>) {
         self.write_sizes(batch);
+        self.numbers.forget_found();
         let unclaimed = std::mem::take(&mut self.unclaimed);
         let mut elements: Vec<_> = unclaimed.elements.into_iter().collect();
         elements.sort_unstable_by_key(|(key, _)| *key);
@@ -343,9 +351,8 @@ impl TableState {
             self.write_chain(batch, &name, &rules);
             self.chains.entry(name).and_modify(|chain| chain.users += 1);
         }
-        if let Some(route) = class.route() {
-            self.add(Set::Routes, route);
-        }
+        let number = self.numbers.assign(class);
+        self.add(Set::Routes, class.route(number));
     }
 
     fn release_class(&mut self, class: &Class) {
@@ -393,8 +400,9 @@ impl TableState {
                 }
             }
         }
-        if let Some(route) = class.route() {
-            self.delete(Set::Routes, route);
+        if let Some(number) = self.numbers.get(class) {
+            self.delete(Set::Routes, class.route(number));
+            self.numbers.release(class);
         }
         for (name, _) in class.chains(self.family, facts, self.mark) {
             let Some(chain) = self.chains.get_mut(&name) else { continue };
