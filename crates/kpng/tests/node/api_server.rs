@@ -180,6 +180,25 @@ fn services_of_a_real_cluster() {
 }
 
 #[test]
+fn in_a_pod_the_service_account_is_used() {
+    let Some(network) = Network::new(Topology { pods: 1, remote_pods: 0 }) else { return };
+    let Some(api) = network.node.run(ApiServer::start) else { return };
+    // A file system of its own, with what kubelet puts into pods.
+    let script = "mount -t tmpfs none /run && d=/run/secrets/kubernetes.io/serviceaccount && \
+        mkdir -p $d && cp $CA $d/ca.crt && printf %s $TOKEN > $d/token && printf default > $d/namespace && \
+        exec $KPNG kube to-local to-nft --node-name=node-a";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]);
+    command.env_remove("KUBECONFIG").env("KPNG", env!("CARGO_BIN_EXE_kpng"));
+    command.env("CA", api.ca_path()).env("TOKEN", api.token());
+    command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1");
+    command.env("KUBERNETES_SERVICE_PORT", api.port().to_string());
+    let kpng = Kpng::spawn(&network.node, command);
+    kpng.wait_ready(&network.node);
+    assert!(run(&network.node, &["nft", "list", "tables"]).contains("table ip6 kpng"));
+}
+
+#[test]
 fn local_policy_and_health_check_port() {
     let Some(cluster) = Cluster::start() else { return };
     let network = &cluster.network;

@@ -18,11 +18,16 @@ pub(crate) struct Kpng {
 impl Kpng {
     /// Starts the binary in the host's namespace.
     pub(crate) fn start(host: &Host, arguments: &[&str]) -> Self {
-        let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kpng"));
+        command.args(arguments);
+        Self::spawn(host, command)
+    }
+
+    /// Starts a command that becomes the binary, in the host's namespace.
+    pub(crate) fn spawn(host: &Host, mut command: Command) -> Self {
         let mut child = host.run(move || {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_kpng"));
-            command.args(arguments).stdin(Stdio::null());
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().unwrap()
         });
         let log = Arc::new(Mutex::new(String::new()));
         let streams: [Box<dyn Read + Send>; 2] =
