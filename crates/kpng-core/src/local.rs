@@ -243,7 +243,7 @@ fn candidates<'a>(
             continue;
         };
         for (offset, endpoint) in slice.endpoints.iter().enumerate() {
-            if Family::of(endpoint.address) != family || !endpoint.conditions.usable() {
+            if Family::of(endpoint.address) != family {
                 continue;
             }
             let candidate = Candidate {
@@ -259,17 +259,22 @@ fn candidates<'a>(
                     found.push(candidate);
                 }
                 std::collections::hash_map::Entry::Occupied(entry) => {
-                    // A pod address can be used again before the old pod is gone: the endpoint
-                    // that is not terminating is the one that is there.
                     let other = &mut found[*entry.get()];
-                    if other.endpoint.conditions.terminating && !endpoint.conditions.terminating {
+                    if presence(endpoint) > presence(other.endpoint) {
                         *other = candidate;
                     }
                 }
             }
         }
     }
+    found.retain(|candidate| candidate.endpoint.conditions.usable());
     found
+}
+
+/// Which of two endpoints with one address is there: a pod's address can be used again before the old
+/// pod is gone, so it is the one that is not terminating, even if it is not ready yet.
+fn presence(endpoint: &Endpoint) -> (bool, bool) {
+    (!endpoint.conditions.terminating, endpoint.conditions.usable())
 }
 
 fn target_port(slice: &EndpointSlice, name: &str, protocol: Protocol) -> Option<u16> {

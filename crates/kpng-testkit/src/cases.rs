@@ -723,6 +723,17 @@ pub const CASES: &[Case] = &[
         packets: &["pod3 -> cluster.1:80 = pod1,pod2"],
     },
     Case {
+        name: "an address in two slices: a new pod that is not ready hides the terminating one",
+        cluster: "
+            service t/web cluster=cluster.1 port=http:80 port=other:81
+            slice t/web http=8080
+              pod1 notready
+            slice t/web http=8080 other=8081
+              pod1 serving-terminating
+              pod2 serving-terminating",
+        packets: &["pod3 -> cluster.1:80 = pod2", "pod3 -> cluster.1:81 = pod1,pod2"],
+    },
+    Case {
         name: "slices with different target ports",
         cluster: "
             service t/web cluster=cluster.1 port=http:80 port=other:81
