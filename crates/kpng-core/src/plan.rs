@@ -318,9 +318,12 @@ fn health_check(local: &LocalService) -> Option<HealthCheck> {
         .endpoints
         .iter()
         .filter(|endpoint| endpoint.local && endpoint.conditions.ready)
-        .map(|endpoint| endpoint.pod.as_deref().map_or(Ok(endpoint.address), Err))
+        .map(|endpoint| endpoint.address)
         .collect();
-    Some(HealthCheck { port, local_ready: u32::try_from(ready.len()).unwrap_or(u32::MAX) })
+    // A pod of both families is one endpoint, and not every slice names its pods.
+    let (v4, v6): (Vec<_>, Vec<_>) = ready.into_iter().partition(|address| address.is_ipv4());
+    let local_ready = u32::try_from(v4.len().max(v6.len())).unwrap_or(u32::MAX);
+    Some(HealthCheck { port, local_ready })
 }
 
 fn serving(local: &LocalService, index: usize, protocol: Protocol) -> Vec<Target> {

@@ -239,6 +239,7 @@ fn health_checks_count_ready_pods_of_this_node() {
     };
     assert_eq!(ready("", "etp=Local"), Some(0));
     assert_eq!(ready("pod1\npod2", "etp=Local"), Some(2), "a pod with two addresses is one");
+    assert_eq!(ready("pod1 v4\npod2 v6", "etp=Local"), Some(1), "families are not added up");
     assert_eq!(ready("pod1\nremote1", "etp=Local"), Some(1));
     assert_eq!(ready("pod1\npod2 serving-terminating\npod3 notready", "etp=Local"), Some(1));
     assert_eq!(ready("pod1", ""), None, "only policy Local has health checks");
