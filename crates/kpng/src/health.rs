@@ -3,7 +3,7 @@
 //! It is healthy unless an update has been waiting for longer than the timeout; having nothing to do
 //! is healthy. Paths, codes and bodies are kube-proxy's (KEP-3836); `/readyz` is ours.
 
-mod go_time;
+mod rfc3339;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -98,17 +98,15 @@ impl ProxyHealth {
 
     fn healthz(&self) -> Answer {
         let state = *self.state();
-        let healthy = state.is_healthy(Instant::now(), self.0.timeout) && state.node_eligible;
-        let times = state.times(healthy, SystemTime::now());
-        let body = format!("{{{times}, \"nodeEligible\": {}}}", state.node_eligible);
-        probe_answer(healthy, body, &self.0.healthz)
+        let healthy = state.is_healthy(Instant::now(), self.0.timeout);
+        let body = state.body(healthy, Some(state.node_eligible), SystemTime::now());
+        probe_answer(healthy && state.node_eligible, body, &self.0.healthz)
     }
 
     fn livez(&self) -> Answer {
         let state = *self.state();
         let healthy = state.is_healthy(Instant::now(), self.0.timeout);
-        let times = state.times(healthy, SystemTime::now());
-        probe_answer(healthy, format!("{{{times}}}"), &self.0.livez)
+        probe_answer(healthy, state.body(healthy, None, SystemTime::now()), &self.0.livez)
     }
 
     fn readyz(&self) -> Answer {
@@ -134,12 +132,24 @@ impl State {
         self.waiting.is_none_or(|since| now.duration_since(since) < timeout)
     }
 
-    /// While all is well the last update is always recent: clients have relied on that since the
-    /// days when kube-proxy synced periodically.
-    fn times(&self, healthy: bool, now: SystemTime) -> String {
-        let updated = if healthy { Some(now) } else { self.synced };
-        let [updated, now] = [updated, Some(now)].map(go_time::format);
-        format!("\"lastUpdated\": \"{updated}\",\"currentTime\": \"{now}\"")
+    /// kube-proxy's answer (as of 1.36); the two families are always synced together. While all is
+    /// well the last update is always recent: clients have relied on that since the days when
+    /// kube-proxy synced periodically.
+    fn body(&self, healthy: bool, node_eligible: Option<bool>, now: SystemTime) -> String {
+        let well = healthy && node_eligible != Some(false);
+        let updated = if well { Some(now) } else { self.synced };
+        let [updated, now] = [updated, Some(now)].map(rfc3339::format);
+        let mut body = format!("{{\"lastUpdated\":\"{updated}\",\"currentTime\":\"{now}\",");
+        if let Some(eligible) = node_eligible {
+            body += &format!("\"nodeEligible\":{eligible},");
+        }
+        body += &format!("\"healthy\":{healthy}");
+        if self.synced.is_some() {
+            let synced = rfc3339::format(self.synced);
+            let family = format!("{{\"lastUpdated\":\"{synced}\",\"healthy\":{healthy}}}");
+            body += &format!(",\"status\":{{\"IPv4\":{family},\"IPv6\":{family}}}");
+        }
+        body + "}"
     }
 }
 

@@ -26,9 +26,9 @@ fn shown(health: &ProxyHealth) -> String {
 
 /// Every time of this year or a later one is now.
 fn without_times(body: &str) -> String {
-    let parts = body.split('"').map(|part| {
-        if part.starts_with("20") && part.ends_with(" +0000 UTC") { "now" } else { part }
-    });
+    let parts = body
+        .split('"')
+        .map(|part| if part.starts_with("20") && part.ends_with('Z') { "now" } else { part });
     parts.collect::<Vec<_>>().join("\"")
 }
 
@@ -45,9 +45,9 @@ fn at_start_it_is_healthy_but_not_ready() {
         |_| {},
         expect![[r#"
             /healthz 200 application/json nosniff
-                {"lastUpdated": "now","currentTime": "now", "nodeEligible": true}
+                {"lastUpdated":"now","currentTime":"now","nodeEligible":true,"healthy":true}
             /livez 200 application/json nosniff
-                {"lastUpdated": "now","currentTime": "now"}
+                {"lastUpdated":"now","currentTime":"now","healthy":true}
             /readyz 503 text/plain; charset=utf-8 -
                 not ready: nothing was synced yet
             /other 404 text/plain; charset=utf-8 -
@@ -63,9 +63,9 @@ fn a_stuck_update_is_unhealthy() {
         |health| health.queued(),
         expect![[r#"
             /healthz 503 application/json nosniff
-                {"lastUpdated": "0001-01-01 00:00:00 +0000 UTC","currentTime": "now", "nodeEligible": true}
+                {"lastUpdated":"0001-01-01T00:00:00Z","currentTime":"now","nodeEligible":true,"healthy":false}
             /livez 503 application/json nosniff
-                {"lastUpdated": "0001-01-01 00:00:00 +0000 UTC","currentTime": "now"}
+                {"lastUpdated":"0001-01-01T00:00:00Z","currentTime":"now","healthy":false}
             /readyz 503 text/plain; charset=utf-8 -
                 not ready: nothing was synced yet
             /other 404 text/plain; charset=utf-8 -
@@ -84,9 +84,9 @@ fn a_synced_update_makes_it_ready_for_good() {
         },
         expect![[r#"
             /healthz 200 application/json nosniff
-                {"lastUpdated": "now","currentTime": "now", "nodeEligible": true}
+                {"lastUpdated":"now","currentTime":"now","nodeEligible":true,"healthy":true,"status":{"IPv4":{"lastUpdated":"now","healthy":true},"IPv6":{"lastUpdated":"now","healthy":true}}}
             /livez 200 application/json nosniff
-                {"lastUpdated": "now","currentTime": "now"}
+                {"lastUpdated":"now","currentTime":"now","healthy":true,"status":{"IPv4":{"lastUpdated":"now","healthy":true},"IPv6":{"lastUpdated":"now","healthy":true}}}
             /readyz 200 text/plain; charset=utf-8 -
                 ok
             /other 404 text/plain; charset=utf-8 -
@@ -106,9 +106,9 @@ fn a_node_that_goes_away_is_alive() {
         |health| health.set_node_eligible(false),
         expect![[r#"
             /healthz 503 application/json nosniff
-                {"lastUpdated": "0001-01-01 00:00:00 +0000 UTC","currentTime": "now", "nodeEligible": false}
+                {"lastUpdated":"0001-01-01T00:00:00Z","currentTime":"now","nodeEligible":false,"healthy":true}
             /livez 200 application/json nosniff
-                {"lastUpdated": "now","currentTime": "now"}
+                {"lastUpdated":"now","currentTime":"now","healthy":true}
             /readyz 503 text/plain; charset=utf-8 -
                 not ready: nothing was synced yet
             /other 404 text/plain; charset=utf-8 -
@@ -149,18 +149,44 @@ fn the_oldest_waiting_update_counts() {
 }
 
 #[test]
-fn times_are_of_the_last_sync_while_unhealthy() {
-    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_millis(seconds);
-    let state = State { waiting: None, synced: Some(at(1_500)), node_eligible: true };
-    assert_eq!(
-        state.times(false, at(90_000)),
-        "\"lastUpdated\": \"1970-01-01 00:00:01.5 +0000 UTC\",\
-         \"currentTime\": \"1970-01-01 00:01:30 +0000 UTC\""
+fn bodies_are_those_of_kube_proxy() {
+    let at = |milliseconds| SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds);
+    let check = |synced, healthy, eligible, expected: Expect| {
+        let state = State { waiting: None, synced, node_eligible: true };
+        expected.assert_eq(&state.body(healthy, eligible, at(90_000)));
+    };
+    let synced = Some(at(1_500));
+    check(
+        synced,
+        true,
+        Some(true),
+        expect![[
+            r#"{"lastUpdated":"1970-01-01T00:01:30Z","currentTime":"1970-01-01T00:01:30Z","nodeEligible":true,"healthy":true,"status":{"IPv4":{"lastUpdated":"1970-01-01T00:00:01.5Z","healthy":true},"IPv6":{"lastUpdated":"1970-01-01T00:00:01.5Z","healthy":true}}}"#
+        ]],
     );
-    assert_eq!(
-        state.times(true, at(90_000)),
-        "\"lastUpdated\": \"1970-01-01 00:01:30 +0000 UTC\",\
-         \"currentTime\": \"1970-01-01 00:01:30 +0000 UTC\""
+    check(
+        synced,
+        true,
+        Some(false),
+        expect![[
+            r#"{"lastUpdated":"1970-01-01T00:00:01.5Z","currentTime":"1970-01-01T00:01:30Z","nodeEligible":false,"healthy":true,"status":{"IPv4":{"lastUpdated":"1970-01-01T00:00:01.5Z","healthy":true},"IPv6":{"lastUpdated":"1970-01-01T00:00:01.5Z","healthy":true}}}"#
+        ]],
+    );
+    check(
+        synced,
+        false,
+        None,
+        expect![[
+            r#"{"lastUpdated":"1970-01-01T00:00:01.5Z","currentTime":"1970-01-01T00:01:30Z","healthy":false,"status":{"IPv4":{"lastUpdated":"1970-01-01T00:00:01.5Z","healthy":false},"IPv6":{"lastUpdated":"1970-01-01T00:00:01.5Z","healthy":false}}}"#
+        ]],
+    );
+    check(
+        None,
+        true,
+        None,
+        expect![[
+            r#"{"lastUpdated":"1970-01-01T00:01:30Z","currentTime":"1970-01-01T00:01:30Z","healthy":true}"#
+        ]],
     );
 }
 

@@ -1,5 +1,4 @@
-//! Times as Go prints them (`time.Time.String`, in UTC), which is what kube-proxy's health answers
-//! hold.
+//! Times in JSON as Go writes them (RFC 3339, in UTC), which is what kube-proxy's health answers hold.
 //!
 //! The zero time of Go stands for never.
 
@@ -7,9 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const SECONDS_OF_DAY: u64 = 86_400;
 
-/// `2026-10-01 08:17:00.5 +0000 UTC`. Times before 1970 count as 1970.
+/// `2026-10-01T08:17:00.5Z`. Times before 1970 count as 1970.
 pub(super) fn format(time: Option<SystemTime>) -> String {
-    let Some(time) = time else { return "0001-01-01 00:00:00 +0000 UTC".to_owned() };
+    let Some(time) = time else { return "0001-01-01T00:00:00Z".to_owned() };
     let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, of_day) =
         (since_epoch.as_secs() / SECONDS_OF_DAY, since_epoch.as_secs() % SECONDS_OF_DAY);
@@ -17,9 +16,7 @@ pub(super) fn format(time: Option<SystemTime>) -> String {
     let (hours, minutes, seconds) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
     let mut fraction = format!(".{:09}", since_epoch.subsec_nanos());
     fraction.truncate(fraction.trim_end_matches(['0', '.']).len());
-    format!(
-        "{year:04}-{month:02}-{day:02} {hours:02}:{minutes:02}:{seconds:02}{fraction} +0000 UTC"
-    )
+    format!("{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}{fraction}Z")
 }
 
 /// Year, month and day. Years are counted by themselves: this runs only when a probe asks.
@@ -55,16 +52,16 @@ mod tests {
     }
 
     #[test]
-    fn times_are_as_go_prints_them() {
+    fn times_are_as_go_writes_them() {
         const S: u64 = 1_000_000_000;
-        assert_eq!(format(None), "0001-01-01 00:00:00 +0000 UTC");
-        check(0, "1970-01-01 00:00:00 +0000 UTC");
-        check(500_000_000, "1970-01-01 00:00:00.5 +0000 UTC");
-        check(1_000, "1970-01-01 00:00:00.000001 +0000 UTC");
-        check(951_782_399 * S, "2000-02-28 23:59:59 +0000 UTC");
-        check(951_782_400 * S, "2000-02-29 00:00:00 +0000 UTC");
-        check(1_709_251_199 * S + 999_999_999, "2024-02-29 23:59:59.999999999 +0000 UTC");
-        check(1_767_225_599 * S, "2025-12-31 23:59:59 +0000 UTC");
-        check(4_107_542_400 * S, "2100-03-01 00:00:00 +0000 UTC");
+        assert_eq!(format(None), "0001-01-01T00:00:00Z");
+        check(0, "1970-01-01T00:00:00Z");
+        check(500_000_000, "1970-01-01T00:00:00.5Z");
+        check(1_000, "1970-01-01T00:00:00.000001Z");
+        check(951_782_399 * S, "2000-02-28T23:59:59Z");
+        check(951_782_400 * S, "2000-02-29T00:00:00Z");
+        check(1_709_251_199 * S + 999_999_999, "2024-02-29T23:59:59.999999999Z");
+        check(1_767_225_599 * S, "2025-12-31T23:59:59Z");
+        check(4_107_542_400 * S, "2100-03-01T00:00:00Z");
     }
 }
