@@ -206,6 +206,12 @@ impl Class {
         self.steps().into_iter().filter_map(Step::forward).map(size).collect()
     }
 
+    /// The class leads through the chain of some service's affinity that has this name.
+    pub(crate) fn leads_through(&self, chain: &str) -> bool {
+        let mut forwards = self.steps().into_iter().filter_map(Step::forward);
+        forwards.any(|forward| forward.sticky.as_deref() == Some(chain))
+    }
+
     /// The class forwards packets of some origin.
     pub(crate) fn forwards(&self) -> bool {
         self.steps().into_iter().any(|step| step.forward().is_some())

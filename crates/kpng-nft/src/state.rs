@@ -195,6 +195,7 @@ impl TableState {
         }
         for (name, _) in &old.chains {
             if new.chains.iter().all(|(other, _)| other != name) {
+                self.retire_classes_through(name, batch, facts, stale);
                 self.retire_chain(batch, name, stale);
             }
         }
@@ -379,6 +380,24 @@ impl TableState {
         while is_due(&self.idle)
             && let Some((_, class)) = self.idle.pop_front()
         {
+            self.retire_class(batch, &class, facts, stale);
+        }
+    }
+
+    /// Removes the idle classes that lead through a chain: the kernel deletes no chain that a rule
+    /// jumps to.
+    fn retire_classes_through(
+        &mut self,
+        chain: &str,
+        batch: &mut Batch,
+        facts: &NodeFacts,
+        stale: &mut Vec<String>,
+    ) {
+        let idle = std::mem::take(&mut self.idle).into_iter();
+        let (gone, idle): (VecDeque<_>, VecDeque<_>) =
+            idle.partition(|(_, class)| class.leads_through(chain));
+        self.idle = idle;
+        for (_, class) in gone {
             self.retire_class(batch, &class, facts, stale);
         }
     }

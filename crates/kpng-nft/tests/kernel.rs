@@ -201,3 +201,27 @@ fn frontends_change_hands_also_in_changes_that_are_too_large_for_one_transaction
         node.sync(before.plan(), None);
     }
 }
+
+#[test]
+fn a_service_with_affinity_leaves_nothing_behind() {
+    let Some(network) = network() else { return };
+    const OTHER: &str =
+        "service t/other cluster=cluster.1 port=http:80\nslice t/other http=8080\npod1\n";
+    let with = |service: &str| plan_of(&format!("{OTHER}{service}"));
+    let sticky = with(
+        "service t/sticky cluster=cluster.2 port=http:80 affinity=60\nslice t/sticky http=8080\npod2\npod3",
+    );
+    let other = with("");
+    let another = with("service t/another cluster=cluster.3 port=http:80");
+    let node = OnNode::new(&network, nft_backend);
+    node.sync(other.plan(), None);
+    let mut before = other.plan();
+    for after in [&sticky, &other, &another, &other] {
+        node.sync(after.plan(), Some(all_services(before, after.plan())));
+        before = after.plan();
+        // Chains without references may be deleted from now on.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+    }
+    let listed = listed(&network.node);
+    assert!(!listed.contains("sticky"), "{listed}");
+}
