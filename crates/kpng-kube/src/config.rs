@@ -44,14 +44,17 @@ const KEEPALIVE_PROBES: u32 = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Config {
-    /// Makes a client. Reads every file again.
-    pub(crate) async fn client(&self) -> Result<Client, Error> {
+    /// Makes a client, and says for which server. Reads every file again.
+    pub(crate) async fn client(&self) -> Result<(Client, String), Error> {
         let mut config = self.connection().await?;
         if let Some(server) = &self.server {
             config.cluster_url = server_uri(server)?;
         }
         let server = config.cluster_url.to_string();
-        connect(config).map_err(|source| Error::Client { server, source: Box::new(source) })
+        match connect(config) {
+            Ok(client) => Ok((client, server)),
+            Err(source) => Err(Error::Client { server, source: Box::new(source) }),
+        }
     }
 
     async fn connection(&self) -> Result<kube::Config, Error> {

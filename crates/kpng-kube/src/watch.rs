@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::backoff::{Backoff, random};
 use crate::convert::{Complaint, Outcome};
-use crate::envelope::{Event, EventType, Events};
+use crate::envelope::{self, Event, EventType, Events};
 use crate::request::{Accept, Failure, chunk, collect};
 use crate::selectors::resource;
 use crate::stats::KindStats;
@@ -64,6 +64,8 @@ pub(crate) struct KindLoop {
     /// Whether a streaming list is worth a try: until one is refused, and again for the next list.
     streaming: bool,
     strikes: u32,
+    /// Something went wrong since the last watch: the server that comes back may know less.
+    doubtful: bool,
     backoff: Backoff,
     /// The resource versions of objects that were complained about.
     complained: HashMap<NamespacedName, String>,
@@ -88,6 +90,7 @@ impl KindLoop {
             listed_before: false,
             streaming: true,
             strikes: 0,
+            doubtful: false,
             backoff,
             complained: HashMap::new(),
         }
@@ -96,8 +99,9 @@ impl KindLoop {
     /// Keeps this kind up to date until the credentials are refused; returns the server's words.
     /// May be dropped at any time: what is applied to the store and what is remembered agree.
     pub(crate) async fn run(&mut self, session: &Session<'_>) -> String {
-        // This server may offer what the last one did not.
+        // This server may offer what the last one did not, and know less.
         self.streaming = true;
+        self.doubtful = true;
         loop {
             let started = Instant::now();
             let delay = match self.attempt(session).await {
@@ -120,6 +124,9 @@ impl KindLoop {
     }
 
     async fn attempt(&mut self, session: &Session<'_>) -> Result<Ended, Failure> {
+        if self.doubtful {
+            self.check_history(session).await?;
+        }
         let seconds = format!("{:.0}", WATCH_SECONDS * (1.0 + random()));
         let common =
             [("watch", "1"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", seconds.as_str())];
@@ -137,6 +144,31 @@ impl KindLoop {
         let parameters = [common.as_slice(), &parameters].concat();
         let path = session.collections.path(self.kind, &parameters);
         self.watch(session, &path, initial).await
+    }
+
+    /// Lists everything again if the server is at an older version than we are: it was restored from
+    /// a backup, or begins anew. A watch from a version in the server's future would say nothing.
+    async fn check_history(&mut self, session: &Session<'_>) -> Result<(), Failure> {
+        if let State::Current { resource_version: ours } = &self.state {
+            let patience = session.timing.watch_patience;
+            // No version means the newest.
+            let path = session.collections.path(self.kind, &[("limit", "1")]);
+            let opened = session.get(&path, Accept::List, patience).await?;
+            let body = collect(opened.body, patience).await?;
+            let list = envelope::list(opened.encoding, &body).map_err(Failure::Malformed)?;
+            let theirs = list.metadata.resource_version;
+            // KEP-5504: versions are decimal numbers that grow.
+            let number = |version: &str| version.parse::<u64>().ok();
+            if let (Some(ours), Some(theirs)) = (number(ours), number(&theirs))
+                && theirs < ours
+            {
+                let kind = resource(self.kind);
+                warn!(kind, ours, theirs, "the API server went back in time, listing again");
+                self.state = State::Unlisted;
+            }
+        }
+        self.doubtful = false;
+        Ok(())
     }
 
     /// Lists in pages.
@@ -358,6 +390,7 @@ impl KindLoop {
             return Duration::ZERO;
         }
         self.stats(session).errors.add(1);
+        self.doubtful = true;
         match failure {
             Failure::Gone(_) | Failure::Refused(_) if !listing => {
                 info!(kind, %failure, "listing again");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kpng_core::store::{Kind, Writer};
 use kube::Client;
 use tokio::time::{sleep, timeout};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::backoff::{Backoff, Bounds};
 use crate::convert::Converter;
@@ -99,7 +99,8 @@ impl Watcher {
     /// When no client can be made at the start: the kubeconfig, the server's URL or the credentials
     /// are unusable. Later the same is only a problem that may pass.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        let client = self.config.client().await?;
+        let (client, server) = self.config.client().await?;
+        info!(server, "following the API server");
         tokio::select! {
             never = self.sessions(client) => match never {},
             () = shutdown => Ok(()),
@@ -124,7 +125,7 @@ impl Watcher {
             self.stats.reconnects.add(1);
             sleep(backoff.after(started)).await;
             match self.config.client().await {
-                Ok(new) => client = new,
+                Ok((new, _)) => client = new,
                 Err(error) => error!("{error}; going on with the old configuration"),
             }
         }
