@@ -6,7 +6,6 @@
 
 mod numbers;
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use kpng_core::model::Family;
@@ -188,22 +187,22 @@ impl Class {
         mark: u32,
     ) -> Vec<(String, Vec<Rule>)> {
         let mut chains = Vec::new();
-        for forward in self.steps().into_iter().filter_map(Step::forward) {
-            let chain = forward.chain(self.at);
-            if chains.iter().all(|(name, _)| *name != chain) {
-                chains.push((chain, forward.rules(self.at, mark)));
+        let mut need = |name: String, rules: Vec<Rule>| {
+            if chains.iter().all(|(other, _)| *other != name) {
+                chains.push((name, rules));
             }
+        };
+        for forward in self.steps().into_iter().filter_map(Step::forward) {
+            if forward.size > COMMON_SIZES {
+                let dnat = pick(self.at, forward.list, forward.size);
+                need(forward.pick_chain(self.at), vec![Rule::new([dnat])]);
+            }
+            need(forward.chain(self.at), forward.rules(self.at, mark));
         }
         if !chains.is_empty() && !self.is_uniform() {
             chains.push((self.to_string(), self.rules(family, facts)));
         }
         chains
-    }
-
-    /// The lists that the class forwards to, with their sizes, each once.
-    pub(crate) fn sizes(&self) -> BTreeSet<(Place, List, u32)> {
-        let size = |forward: &Forward| (self.at, forward.list, forward.size);
-        self.steps().into_iter().filter_map(Step::forward).map(size).collect()
     }
 
     /// The class leads through the chain of some service's affinity that has this name.
@@ -316,41 +315,56 @@ impl Forward {
         format!("{at}-to-{self}")
     }
 
-    /// Marks the packet for masquerading, looks for affinity, and asks for an endpoint of a list of
-    /// this size.
+    /// The chain that chooses an endpoint of a list of this size.
+    fn pick_chain(&self, at: Place) -> String {
+        let common = self.list.pick_chain(at);
+        if self.size <= COMMON_SIZES {
+            common.to_owned()
+        } else {
+            format!("{common}-{}", self.size)
+        }
+    }
+
+    /// Marks the packet for masquerading, looks for affinity, and has an endpoint chosen.
     fn rules(&self, at: Place, mark: u32) -> Vec<Rule> {
         let mut first = Vec::new();
         if self.masquerade {
             first.push(Statement::SetMark(mark));
         }
-        let size = Statement::PriorityTo(self.size);
-        let pick = Statement::Verdict(Verdict::Goto(self.list.pick_chain(at).to_owned()));
-        match &self.sticky {
-            None => {
-                first.extend([size, pick]);
-                vec![Rule::new(first)]
-            }
-            Some(chain) => {
-                let jump = Statement::Verdict(Verdict::Jump(chain.clone()));
-                first.extend([Statement::PriorityTo(0), jump]);
-                vec![Rule::new(first), Rule::new([size, pick])]
-            }
+        if let Some(chain) = &self.sticky {
+            first.push(Statement::PriorityTo(0));
+            first.push(Statement::Verdict(Verdict::Jump(chain.clone())));
+        }
+        let size = if self.size <= COMMON_SIZES { self.size } else { 0 };
+        let pick = Statement::Verdict(Verdict::Goto(self.pick_chain(at)));
+        let last = [Statement::PriorityTo(size), pick];
+        if self.sticky.is_some() {
+            vec![Rule::new(first), Rule::new(last)]
+        } else {
+            first.extend(last);
+            vec![Rule::new(first)]
         }
     }
 }
 
-/// The rules that choose an endpoint, one for each size that a list has (`numgen`'s modulus is a
-/// constant). They are in one chain for each map: the kernel looks at all elements of a map when
-/// another chain begins to use it.
-pub(crate) fn pick_rules(at: Place, list: List, sizes: impl Iterator<Item = u32>) -> Vec<Rule> {
+/// Lists up to this size have their rules from the beginning. Whenever a rule begins to use a map,
+/// the kernel looks at all of the map's elements (3 ms at 90,000 of them): then there are none.
+const COMMON_SIZES: u32 = 32;
+
+/// The rules that choose an endpoint of a list by its size (`numgen`'s modulus is a constant of the
+/// rule). The priority brings the size.
+pub(crate) fn pick_rules(at: Place, list: List) -> Vec<Rule> {
     let rule = |size| {
-        let mut key = at.key();
-        key.push(Field::Random(size));
-        let dnat = Statement::DnatMap { key, map: list.set(at).name() };
-        // The priority has done its duty.
-        Rule::new([Statement::PriorityIs(size), Statement::PriorityTo(0), dnat])
+        let (has, clear) = (Statement::PriorityIs(size), Statement::PriorityTo(0));
+        Rule::new([has, clear, pick(at, list, size)])
     };
-    sizes.map(rule).collect()
+    (1..=COMMON_SIZES).map(rule).collect()
+}
+
+fn pick(at: Place, list: List, size: u32) -> Statement {
+    let mut key = at.key();
+    key.push(Field::Random(size));
+    Statement::DnatMap { key, map: list.set(at).name() }
 }
 
 /// The condition that holds for packets from pods, if they can be told.
@@ -400,6 +414,18 @@ mod tests {
             route: Route { pod: forward(false), node: forward(true), outside: forward(true) },
         };
         Class::of(&frontend, |_| size, |_| None)
+    }
+
+    #[test]
+    fn a_rare_size_has_a_chain_of_its_own() {
+        let chains = |size| {
+            let chains = class_of_size(size).chains(Family::V4, &NodeFacts::default(), 1);
+            chains.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        let whole = "service-pod-32-node-32m-outside-32m";
+        assert_eq!(chains(32), ["service-to-32", "service-to-32m", whole]);
+        let whole = "service-pod-33-node-33m-outside-33m";
+        assert_eq!(chains(33), ["pick-endpoint-33", "service-to-33", "service-to-33m", whole]);
     }
 
     #[test]

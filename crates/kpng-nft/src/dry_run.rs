@@ -7,7 +7,7 @@ use kpng_core::plan::Plan;
 use kpng_linux::nft::{Chain, Element, text};
 
 use crate::Config;
-use crate::class::{Class, LISTS, Numbers, pick_rules};
+use crate::class::{Class, Numbers};
 use crate::names::{self, Set};
 use crate::render;
 
@@ -45,12 +45,6 @@ pub(crate) fn ruleset(plan: &Plan, config: &Config, family: Family) -> text::Rul
                 chains.push((name, rules));
             }
         }
-    }
-    let sizes: BTreeSet<_> = classes.iter().flat_map(Class::sizes).collect();
-    for (place, list) in LISTS {
-        let sizes = sizes.range((place, list, 0)..=(place, list, u32::MAX));
-        let rules = pick_rules(place, list, sizes.map(|(.., size)| *size));
-        chains.push((list.pick_chain(place).to_owned(), rules));
     }
     let elements_of = |set: Set| {
         elements.iter().filter(|(of, _)| *of == set).map(|(_, element)| element.clone()).collect()

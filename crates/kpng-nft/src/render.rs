@@ -14,7 +14,7 @@ use kpng_linux::nft::{
 };
 
 use crate::Config;
-use crate::class::{Class, Numbers, Place, fnv1a, fnv1a_32, list_of};
+use crate::class::{Class, LISTS, Numbers, Place, fnv1a, fnv1a_32, list_of, pick_rules};
 use crate::names::{self, Set};
 
 /// What one service needs in one family.
@@ -224,9 +224,11 @@ pub(crate) fn skeleton(family: Family, facts: &NodeFacts, config: &Config) -> Sk
         (names::REFUSED, refuse()),
         (names::CLOSED, close()),
     ];
-    let inner = inner.map(|(name, rules)| (Chain { name: name.to_owned(), hook: None }, rules));
+    let pick = LISTS.map(|(place, list)| (list.pick_chain(place), pick_rules(place, list)));
+    let named = |(name, rules): (&str, _)| (Chain { name: name.to_owned(), hook: None }, rules);
+    let inner = pick.into_iter().chain(inner).map(named);
     let localhost = facts.localhost_node_ports && family == Family::V4;
-    let chains = inner.into_iter().chain(base_chains(localhost, config)).collect();
+    let chains = inner.chain(base_chains(localhost, config)).collect();
     Skeleton { chains, elements: node_elements(family, facts) }
 }
 

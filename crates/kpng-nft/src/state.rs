@@ -11,7 +11,7 @@ use kpng_core::model::{Family, NamespacedName};
 use kpng_core::plan::{NodeFacts, ServicePlan, Target};
 use kpng_linux::nft::{Batch, Bytes, Chain, Element, Rule, SetDef, Table, TableFamily, Value};
 
-use crate::class::{Class, LISTS, List, Numbers, Place, list_of, pick_rules};
+use crate::class::{Class, Numbers, Place, list_of};
 use crate::names::{self, Set};
 use crate::render::{self, ServiceObjects, Skeleton, shared_element};
 
@@ -67,10 +67,6 @@ pub(crate) struct TableState {
     chains: HashMap<String, ChainState>,
     /// The numbers of the classes.
     numbers: Numbers,
-    /// How many classes use a size of a list.
-    sizes: BTreeMap<(Place, List, u32), u32>,
-    /// The chains that choose endpoints may lack a size, or have one too many.
-    sizes_changed: bool,
     skeleton: Skeleton,
     unclaimed: Unclaimed,
     pending: Pending,
@@ -112,8 +108,6 @@ impl TableState {
             idle: VecDeque::new(),
             chains: HashMap::new(),
             numbers: Numbers::found(routes),
-            sizes: BTreeMap::new(),
-            sizes_changed: true,
             skeleton: Skeleton::default(),
             unclaimed,
             pending: Pending::default(),
@@ -135,9 +129,7 @@ impl TableState {
 
     /// Makes the constant part what it shall be.
     pub(crate) fn write_skeleton(&mut self, batch: &mut Batch, new: Skeleton, facts: &NodeFacts) {
-        let pick_chains = LISTS
-            .map(|(place, list)| Chain { name: list.pick_chain(place).to_owned(), hook: None });
-        for chain in new.chains.iter().map(|(chain, _)| chain).chain(&pick_chains) {
+        for (chain, _) in &new.chains {
             let name = &chain.name;
             if !self.chains.contains_key(name) && !self.unclaimed.chains.contains_key(name) {
                 batch.add_chain(&self.table, chain);
@@ -201,9 +193,8 @@ impl TableState {
         }
     }
 
-    /// Puts the waiting elements, and the sizes that they have, into the batch.
+    /// Puts the waiting elements into the batch.
     pub(crate) fn flush(&mut self, batch: &mut Batch) {
-        self.write_sizes(batch);
         let pending = std::mem::take(&mut self.pending);
         for (set, elements) in &pending.delete {
             batch.delete_elements(&self.table, &self.defs[set], elements);
@@ -213,21 +204,8 @@ impl TableState {
         }
     }
 
-    /// Makes the chains that choose endpoints have the sizes that are in use.
-    fn write_sizes(&mut self, batch: &mut Batch) {
-        if !std::mem::take(&mut self.sizes_changed) {
-            return;
-        }
-        for (place, list) in LISTS {
-            let sizes = self.sizes.range((place, list, 0)..=(place, list, u32::MAX));
-            let rules = pick_rules(place, list, sizes.map(|((.., size), _)| *size));
-            self.write_chain(batch, list.pick_chain(place), &rules);
-        }
-    }
-
     /// Removes what was found in the kernel and never claimed.
     pub(crate) fn remove_unclaimed(&mut self, batch: &mut Batch, stale: &mut Vec<String>) {
-        self.write_sizes(batch);
         self.numbers.forget_found();
         let unclaimed = std::mem::take(&mut self.unclaimed);
         let mut elements: Vec<_> = unclaimed.elements.into_iter().collect();
@@ -343,11 +321,6 @@ impl TableState {
             return;
         }
         self.classes.insert(class.clone(), 1);
-        for size in class.sizes() {
-            let users = self.sizes.entry(size).or_insert(0);
-            *users += 1;
-            self.sizes_changed |= *users == 1;
-        }
         for (name, rules) in class.chains(self.family, facts, self.mark) {
             self.write_chain(batch, &name, &rules);
             self.chains.entry(name).and_modify(|chain| chain.users += 1);
@@ -410,15 +383,6 @@ impl TableState {
         stale: &mut Vec<String>,
     ) {
         self.classes.remove(class);
-        for size in class.sizes() {
-            if let Some(users) = self.sizes.get_mut(&size) {
-                *users -= 1;
-                if *users == 0 {
-                    self.sizes.remove(&size);
-                    self.sizes_changed = true;
-                }
-            }
-        }
         if let Some(number) = self.numbers.get(class) {
             self.delete(Set::Routes, class.route(number));
             self.numbers.release(class);

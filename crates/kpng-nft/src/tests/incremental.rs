@@ -26,7 +26,6 @@ impl Elements {
         let mut changes = 0;
         for (family, table) in &mut whole.tables {
             let [delete, add] = table.take_pending();
-            table.flush(&mut Batch::new());
             changes += delete.len() + add.len();
             for (set, element) in delete {
                 let deleted = self.0.remove(&(*family, set, element.key));
