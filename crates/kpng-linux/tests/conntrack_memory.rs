@@ -1,5 +1,5 @@
 //! Listing a large conntrack table, in a process of its own: its memory is what is looked at.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests too")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::collections::BTreeSet;
 
