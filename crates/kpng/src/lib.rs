@@ -15,6 +15,7 @@ pub mod conntrack;
 pub mod health;
 pub mod http;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod node_facts;
 pub mod node_setup;
