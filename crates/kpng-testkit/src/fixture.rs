@@ -218,7 +218,9 @@ fn service_field(service: &mut Service, word: &str) {
         }
         "health" => service.health_check_node_port = Some(value.parse().expect("a port")),
         "created" => service.created = Some(value.parse().expect("seconds")),
-        "ranges" => service.load_balancer_source_ranges = Some(value.split(',').flat_map(net_of).collect()),
+        "ranges" => {
+            service.load_balancer_source_ranges = Some(value.split(',').flat_map(net_of).collect())
+        }
         _ => panic!("a service has no {word:?}"),
     }
 }
