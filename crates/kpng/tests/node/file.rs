@@ -159,7 +159,7 @@ fn kube_proxys_tables_are_replaced_on_request() {
         "iptables-nft -t nat -A PREROUTING -d 192.0.2.1 -j RETURN",
         "iptables-nft -t mangle -N KUBE-IPTABLES-HINT",
         "iptables-nft -N KUBE-FIREWALL",
-        "iptables-nft -A KUBE-FIREWALL -d 127.0.0.0/8 -j DROP",
+        "iptables-nft -A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -j DROP",
         "iptables-nft -A INPUT -j KUBE-FIREWALL",
         "iptables-nft -N KUBE-ROUTER-INPUT",
         "iptables-nft -A INPUT -j KUBE-ROUTER-INPUT",
