@@ -195,7 +195,10 @@ impl Class {
         for forward in self.steps().into_iter().filter_map(Step::forward) {
             if forward.size > COMMON_SIZES {
                 let dnat = pick(self.at, forward.list, forward.size);
-                need(forward.pick_chain(self.at), vec![Rule::new([dnat])]);
+                need(
+                    forward.pick_chain(self.at),
+                    vec![Rule::new([dnat]), first_endpoint(self.at, forward.list)],
+                );
             }
             need(forward.chain(self.at), forward.rules(self.at, mark));
         }
@@ -358,7 +361,14 @@ pub(crate) fn pick_rules(at: Place, list: List) -> Vec<Rule> {
         let (has, clear) = (Statement::PriorityIs(size), Statement::PriorityTo(0));
         Rule::new([has, clear, pick(at, list, size)])
     };
-    (1..=COMMON_SIZES).map(rule).collect()
+    (1..=COMMON_SIZES).map(rule).chain([first_endpoint(at, list)]).collect()
+}
+
+/// The rule for packets that were on their way when the list became shorter: they have the size that
+/// it had, and their number is gone. Without it they would stay as they are, and with them, by way of
+/// conntrack, the whole connection.
+fn first_endpoint(at: Place, list: List) -> Rule {
+    Rule::new([pick(at, list, 1)])
 }
 
 fn pick(at: Place, list: List, size: u32) -> Statement {

@@ -4,13 +4,18 @@
 #![expect(clippy::disallowed_methods, reason = "nft, the program, is the judge of what it reads")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
+use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use kpng_core::Backend;
+use kpng_core::model::Family;
 use kpng_core::plan::{Plan, Planner};
 use kpng_nft::{Config, Nft, ruleset_text};
 use kpng_testkit::cases::{CASES, PORTS};
 use kpng_testkit::conformance::{OnNode, all_services, check_packets, plan, plan_of};
+use kpng_testkit::fixture::address;
 use kpng_testkit::network::{Host, Network, Topology};
 
 fn network() -> Option<Network> {
@@ -220,8 +225,48 @@ fn a_service_with_affinity_leaves_nothing_behind() {
         node.sync(after.plan(), Some(all_services(before, after.plan())));
         before = after.plan();
         // Chains without references may be deleted from now on.
-        std::thread::sleep(std::time::Duration::from_millis(1100));
+        std::thread::sleep(Duration::from_millis(1100));
     }
     let listed = listed(&network.node);
     assert!(!listed.contains("sticky"), "{listed}");
+}
+
+#[test]
+fn nobody_is_refused_while_endpoints_come_and_go() {
+    let Some(network) = network() else { return };
+    let cluster = |pods: &str| {
+        plan_of(&format!(
+            "service t/web cluster=cluster.1 port=http:80\nslice t/web http=8080\n{pods}"
+        ))
+    };
+    let (one, four) = (cluster("pod1"), cluster("pod1\npod2\npod3\nremote1"));
+    let node = OnNode::new(&network, nft_backend);
+    node.sync(one.plan(), None);
+    let ends = AtomicBool::new(false);
+    let ask = || {
+        let vip = SocketAddr::new(address("cluster.1", Family::V4), 80);
+        let (mut asked, mut unanswered) = (0, Vec::new());
+        while !ends.load(Ordering::Relaxed) {
+            let outcome = network.pod(4).tcp(None, vip);
+            asked += 1;
+            if outcome.answered_by().is_none() {
+                unanswered.push(outcome);
+            }
+        }
+        (asked, unanswered)
+    };
+    std::thread::scope(|scope| {
+        let client = scope.spawn(ask);
+        let (start, mut changes) = (Instant::now(), 0);
+        while start.elapsed() < Duration::from_secs(5) {
+            for (before, after) in [(&one, &four), (&four, &one)] {
+                node.sync(after.plan(), Some(all_services(before.plan(), after.plan())));
+                changes += 1;
+            }
+        }
+        ends.store(true, Ordering::Relaxed);
+        let (asked, unanswered) = client.join().unwrap();
+        assert!(asked > 100 && changes > 100, "{changes} changes, {asked} connections");
+        assert!(unanswered.is_empty(), "{unanswered:?} of {asked}, {changes} changes");
+    });
 }
