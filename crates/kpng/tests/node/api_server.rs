@@ -294,7 +294,7 @@ fn no_connection_is_lost_under_churn() {
     let ips = cluster.create_service("web", json!({}));
     let stable = endpoint(network.pod(1));
     cluster.set_endpoints("web", vec![stable.clone(), endpoint(network.pod(2))]);
-    eventually("the pods answer", || by(network.pod(4), ips[0], 80).is_some());
+    eventually("the pods answer", || ips.iter().all(|ip| by(network.pod(4), *ip, 80).is_some()));
     let others =
         [endpoint(network.pod(2)), endpoint(network.pod(3)), endpoint(network.remote_pod(1))];
     let api = Arc::clone(&cluster.api);
