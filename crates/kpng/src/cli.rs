@@ -231,11 +231,12 @@ pub struct LocalArgs {
         num_args = 0..=1,
         default_value_t = false,
         default_missing_value = "true",
-        require_equals = true
+        require_equals = true,
+        value_name = "BOOL"
     )]
     pub localhost_nodeports: bool,
     /// Masquerade everything that goes to cluster IPs
-    #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
+    #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub masquerade_all: bool,
     /// Shortest time between two updates of the kernel; changes gather meanwhile
     #[arg(
@@ -285,7 +286,7 @@ pub struct ServingArgs {
     #[arg(long, global = true, default_value = "127.0.0.1:10249", value_parser = metrics_address, value_name = "ADDR:PORT")]
     pub metrics_bind_address: BindAddress,
     /// End when one of these addresses cannot be bound, instead of trying again
-    #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true)]
+    #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub bind_address_hard_fail: bool,
     /// How long an update may wait before the proxy calls itself unhealthy
     #[arg(long, global = true, value_parser = duration, default_value = "60s", value_name = "TIME")]
@@ -322,7 +323,8 @@ pub struct ConntrackArgs {
         num_args = 0..=1,
         default_value_t = false,
         default_missing_value = "true",
-        require_equals = true
+        require_equals = true,
+        value_name = "BOOL"
     )]
     pub conntrack_be_liberal: bool,
 }
