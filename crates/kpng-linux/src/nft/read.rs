@@ -1,12 +1,19 @@
 //! Reading back what the kernel holds, in the terms of the model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use super::batch::{SetShape, header};
 use super::model::{Element, SetDef, Table, TableFamily, Value, Verdict};
 use super::{Bytes, Message, Nftables, userdata};
 use crate::error::{Error, Result};
 use crate::netlink::{Attr, MessageBuf, attrs};
+
+/// How often a listing is done again that a rehash has torn.
+const LISTING_ATTEMPTS: usize = 50;
+
+/// How long a rehash may go on before it is worth to look again.
+const REHASHING: Duration = Duration::from_millis(20);
 
 /// `struct nfgenmsg`, in bytes.
 const HEADER: usize = 4;
@@ -85,17 +92,32 @@ impl Nftables {
         Ok(Some(found))
     }
 
-    /// Gives every element of `set` to `visit`. Elements of a dynamic set may come and go meanwhile.
+    /// All elements of `set`. Those of a dynamic set may come and go meanwhile.
+    ///
+    /// A hash table that grew a moment ago is rehashed in the background, and a listing that is under
+    /// way then has some elements twice and lacks as many others, which the kernel does not say. Such
+    /// a listing is done again.
     ///
     /// # Errors
     /// [`Error::Kernel`] when the kernel refuses, [`Error::Interrupted`] when the set changed too
     /// often.
     pub fn elements(&mut self, table: &Table, set: &SetDef) -> Result<Vec<Element>> {
+        for _ in 0..LISTING_ATTEMPTS {
+            let elements = self.elements_once(table, set)?;
+            let mut seen = HashSet::with_capacity(elements.len());
+            if set.interval || elements.iter().all(|element| seen.insert(element.key)) {
+                return Ok(join_ranges(set, elements));
+            }
+            std::thread::sleep(REHASHING);
+        }
+        Err(Error::Interrupted { what: format!("list the elements of {}", set.name) })
+    }
+
+    fn elements_once(&mut self, table: &Table, set: &SetDef) -> Result<Vec<Element>> {
         let mut m = request(Message::GetElements, table.family);
         m.put_str(1, &table.name);
         m.put_str(2, set.name);
         let what = format!("list the elements of {}", set.name);
-        let mut all = Vec::new();
         let lists = self.socket.list(&what, &mut m, |message| {
             let mut elements = Vec::new();
             for attr in message.attrs(HEADER).filter(|attr| attr.kind == 3) {
@@ -103,8 +125,7 @@ impl Nftables {
             }
             Some(elements)
         })?;
-        all.extend(lists.into_iter().flatten());
-        Ok(join_ranges(set, all))
+        Ok(lists.into_iter().flatten().collect())
     }
 
     fn list_in<T>(
