@@ -295,6 +295,17 @@ fn a_frozen_server_is_noticed() {
     let run = Run::start(config(&server));
     let mut reader = run.store.reader();
     run.next(&mut reader);
+    // Something has come by each watch: all are open.
+    server.create_service("shop", "first", json!({"ports": [{"port": 80}]}));
+    let slice = json!({"addressType": "IPv4", "ports": [], "endpoints": []});
+    server.create_slice("shop", "first-1", "first", slice);
+    server.create_node("node-a", json!({}), json!({}), json!({}));
+    run.until("three watches", |store| {
+        let first = store.service(&key("first"));
+        let whole = first.is_some_and(|state| state.service.is_some() && state.slices.len() == 1);
+        whole && store.node("node-a").is_some()
+    });
+    reader.skip();
     server.pause();
     let before = std::time::Instant::now();
     run.until("a reconnect", |_| run.stats.reconnects.get() > 0);
