@@ -20,7 +20,7 @@ mod tests;
 pub mod text;
 mod userdata;
 
-pub use batch::{Batch, Nftables};
+pub use batch::{Batch, Nftables, fnv1a};
 pub use bytes::Bytes;
 pub use model::{
     Chain, Connection, Data, Element, Field, Hook, HookKind, HookPoint, Rule, SetDef, Statement,

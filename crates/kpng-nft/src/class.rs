@@ -10,7 +10,7 @@ use std::fmt;
 
 use kpng_core::model::Family;
 use kpng_core::plan::{Action, At, Frontend, NodeFacts, PodDetection, Route};
-use kpng_linux::nft::{Bytes, Element, Field, Rule, Statement, Value, Verdict};
+use kpng_linux::nft::{Bytes, Element, Field, Rule, Statement, Value, Verdict, fnv1a};
 
 pub(crate) use numbers::Numbers;
 
@@ -393,14 +393,7 @@ fn from_pod(family: Family, pods: &PodDetection) -> Option<Statement> {
     }
 }
 
-/// FNV-1a with 64 bits: the same on every machine and in every version.
-pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
-/// The same, folded to 32 bits.
+/// [`fnv1a`], folded to 32 bits.
 pub(crate) fn fnv1a_32(bytes: &[u8]) -> u32 {
     let hash = fnv1a(bytes);
     (hash ^ (hash >> 32)) as u32

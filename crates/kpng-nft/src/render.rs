@@ -10,11 +10,11 @@ use kpng_core::plan::{
 };
 use kpng_linux::nft::{
     Bytes, Chain, Connection, Element, Field, Hook, HookKind, HookPoint, Rule, Statement, Value,
-    Verdict,
+    Verdict, fnv1a,
 };
 
 use crate::Config;
-use crate::class::{Class, LISTS, Numbers, Place, fnv1a, fnv1a_32, list_of, pick_rules};
+use crate::class::{Class, LISTS, Numbers, Place, fnv1a_32, list_of, pick_rules};
 use crate::names::{self, Set};
 
 /// What one service needs in one family.

@@ -11,9 +11,7 @@ use crate::cli::{LocalArgs, NftArgs};
 /// # Errors
 /// When the kernel has no nf_tables, or this process may not use it.
 pub fn nft(local: &LocalArgs, args: &NftArgs) -> anyhow::Result<Nft> {
-    Nft::open(nft_config(local, args)).context(
-        "cannot use nf_tables: it takes root (CAP_NET_ADMIN) and a kernel with CONFIG_NF_TABLES",
-    )
+    open_nft(nft_config(local, args))
 }
 
 /// The configuration of the nftables backend, as the flags say.
@@ -29,8 +27,12 @@ pub fn nft_config(local: &LocalArgs, args: &NftArgs) -> Config {
 /// # Errors
 /// When something of it is left.
 pub fn nft_cleanup() -> anyhow::Result<()> {
-    let mut nft = Nft::open(Config::default()).context(
-        "cannot use nf_tables: it takes root (CAP_NET_ADMIN) and a kernel with CONFIG_NF_TABLES",
-    )?;
+    let mut nft = open_nft(Config::default())?;
     nft.cleanup().map_err(anyhow::Error::from_boxed).context("cannot remove kpng's tables")
+}
+
+fn open_nft(config: Config) -> anyhow::Result<Nft> {
+    Nft::open(config).context(
+        "cannot use nf_tables: it takes root (CAP_NET_ADMIN) and a kernel with CONFIG_NF_TABLES",
+    )
 }
