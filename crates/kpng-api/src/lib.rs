@@ -1,0 +1,3 @@
+//! kpng's gRPC API, both ends of it.
+
+pub mod proto;
