@@ -9,6 +9,7 @@
 //! - [`local`]: which endpoints of a Service may serve whom on one node.
 //! - [`plan`]: what must happen to packets; [`plan::Plan::decide`] is the specification.
 //! - [`backend`]: the interface of those who make it happen.
+//! - [`backoff`]: how long to wait after a failure.
 //!
 //! Nothing in here does I/O, knows a Kubernetes type, or can fail.
 //!
@@ -31,6 +32,7 @@
 //! ```
 
 pub mod backend;
+pub mod backoff;
 pub mod local;
 pub mod model;
 pub mod plan;

@@ -4,6 +4,7 @@
 //! backends and for the gRPC API. The rules are those of kube-proxy's `CategorizeEndpoints`
 //! (KEP-2433, KEP-3015, KEP-1669), per service port and IP family.
 
+mod vantage;
 mod view;
 
 use std::collections::HashMap;
@@ -15,7 +16,8 @@ use crate::model::{
     ServicePort, ServiceState, TrafficPolicy,
 };
 
-pub use view::LocalView;
+pub use vantage::{Vantage, Vantages};
+pub use view::{LocalView, Localize};
 
 /// Where we are, as far as the choice of endpoints is concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

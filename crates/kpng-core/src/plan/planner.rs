@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Frontend, FrontendKey, NodeFacts, ServicePlan, Warning, plan_service};
-use crate::local::LocalView;
-use crate::model::NamespacedName;
+use crate::local::{LocalView, Localize};
+use crate::model::{NamespacedName, ServiceState};
 use crate::store::Update;
 
 /// Everything that this node's data path shall do.
@@ -101,8 +101,8 @@ impl Changes {
 
 /// Computes the plan of one node from the updates of a store's reader.
 #[derive(Debug)]
-pub struct Planner {
-    view: LocalView,
+pub struct Planner<V = ServiceState> {
+    view: LocalView<V>,
     /// What each service asks for, with the frontends that it does not own.
     wishes: BTreeMap<NamespacedName, Arc<ServicePlan>>,
     /// Who else claims a frontend; only frontends with several claimants are here.
@@ -134,7 +134,7 @@ impl Claim {
     }
 }
 
-impl Planner {
+impl<V: Localize> Planner<V> {
     /// A planner for the node `node` that knows nothing yet.
     pub fn new(node: impl Into<Arc<str>>, facts: NodeFacts) -> Self {
         Self {
@@ -179,7 +179,7 @@ impl Planner {
     }
 
     /// Takes over what a reader said.
-    pub fn update(&mut self, update: &Update) -> Changes {
+    pub fn update(&mut self, update: &Update<V>) -> Changes {
         let affected = self.view.update(update);
         self.replan_all(affected)
     }

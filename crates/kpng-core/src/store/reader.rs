@@ -5,27 +5,38 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use super::{Change, Progress, Revision, Store};
+use super::history::Progress;
+use super::{Change, Revision, Store};
 use crate::model::{NamespacedName, Node, ServiceState};
 
 /// What a reader gets: everything that differs from what it saw last.
 #[derive(Clone, Debug)]
-pub struct Update {
+pub struct Update<V = ServiceState> {
     /// The revision that the reader has seen with this.
     pub revision: Revision,
-    /// This is the whole state: what is not in it does not exist.
+    /// It starts from nothing: what the reader saw before does not count.
     pub full: bool,
+    /// With this the reader has seen the whole state; otherwise the next page follows. Only
+    /// [`Reader::try_next_page`] gives pages.
+    pub complete: bool,
     /// Services that changed, each once, sorted.
-    pub services: Vec<(NamespacedName, Change<ServiceState>)>,
+    pub services: Vec<(NamespacedName, Change<V>)>,
     /// Nodes that changed, each once, sorted.
     pub nodes: Vec<(Arc<str>, Change<Node>)>,
     /// The earliest known time at which the cluster made one of these changes.
     pub triggered: Option<SystemTime>,
 }
 
-impl Update {
+impl<V> Update<V> {
     pub(super) fn empty(revision: Revision) -> Self {
-        Self { revision, full: false, services: Vec::new(), nodes: Vec::new(), triggered: None }
+        Self {
+            revision,
+            full: false,
+            complete: true,
+            services: Vec::new(),
+            nodes: Vec::new(),
+            triggered: None,
+        }
     }
 
     /// Nothing differs (changes may cancel out).
@@ -34,24 +45,55 @@ impl Update {
     }
 }
 
-/// One reader's position in a store.
-#[derive(Debug)]
-pub struct Reader {
-    store: Store,
-    progress: watch::Receiver<Progress>,
-    seen: Option<Revision>,
+/// How much of the state a reader has seen: Nodes come first, then Services, by their keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// Nodes up to this one.
+    Nodes(Option<Arc<str>>),
+    /// All Nodes, and Services up to this one.
+    Services(Option<NamespacedName>),
+    All,
 }
 
-impl Reader {
-    /// A reader that has seen nothing.
-    pub(super) fn new(store: Store) -> Self {
-        Self { progress: store.0.progress.subscribe(), store, seen: None }
+impl Extent {
+    pub(super) const NOTHING: Self = Self::Nodes(None);
+
+    pub(super) fn has_node(&self, name: &Arc<str>) -> bool {
+        match self {
+            Self::Nodes(last) => last.as_ref().is_some_and(|last| name <= last),
+            Self::Services(_) | Self::All => true,
+        }
+    }
+
+    pub(super) fn has_service(&self, key: &NamespacedName) -> bool {
+        match self {
+            Self::Nodes(_) => false,
+            Self::Services(last) => last.as_ref().is_some_and(|last| key <= last),
+            Self::All => true,
+        }
+    }
+}
+
+/// One reader's position in a store.
+#[derive(Debug)]
+pub struct Reader<V = ServiceState> {
+    store: Store<V>,
+    progress: watch::Receiver<Progress>,
+    seen: Option<Revision>,
+    extent: Extent,
+}
+
+impl<V: PartialEq> Reader<V> {
+    /// A reader that has seen all of the revision `seen`, or nothing.
+    pub(super) fn new(store: Store<V>, seen: Option<Revision>) -> Self {
+        let extent = if seen.is_some() { Extent::All } else { Extent::NOTHING };
+        Self { progress: store.0.progress.subscribe(), store, seen, extent }
     }
 
     /// Waits until the store is synced and differs from what this reader saw, then says how.
     /// The first update is the full state, also when it is empty. Returns `None` when the writer is
     /// gone and everything was seen. Cancel safe.
-    pub async fn next(&mut self) -> Option<Update> {
+    pub async fn next(&mut self) -> Option<Update<V>> {
         loop {
             if !self.ready().await {
                 return None;
@@ -67,7 +109,7 @@ impl Reader {
     pub async fn ready(&mut self) -> bool {
         loop {
             let progress = *self.progress.borrow_and_update();
-            if progress.synced && self.seen != Some(progress.revision) {
+            if self.has_news(progress) {
                 return true;
             }
             if progress.closed || self.progress.changed().await.is_err() {
@@ -76,18 +118,23 @@ impl Reader {
         }
     }
 
-    /// The same without waiting.
-    pub fn try_next(&mut self) -> Option<Update> {
+    fn has_news(&self, progress: Progress) -> bool {
+        progress.synced && (self.seen != Some(progress.revision) || self.extent != Extent::All)
+    }
+
+    /// The same as [`next`](Self::next) without waiting.
+    pub fn try_next(&mut self) -> Option<Update<V>> {
+        self.try_next_page(usize::MAX)
+    }
+
+    /// The same, with at most `limit` values of what this reader has never seen: so a full state
+    /// comes in pages, and each brings what was seen before up to its revision.
+    pub fn try_next_page(&mut self, limit: usize) -> Option<Update<V>> {
         let progress = *self.progress.borrow_and_update();
-        if !progress.synced || self.seen == Some(progress.revision) {
+        if !self.has_news(progress) {
             return None;
         }
-        let inner = self.store.0.lock();
-        let update = match self.seen.and_then(|seen| inner.since(seen)) {
-            Some(update) => update,
-            None => inner.snapshot(),
-        };
-        drop(inner);
+        let update = self.store.0.lock().read(self.seen, &mut self.extent, limit);
         self.seen = Some(update.revision);
         Some(update)
     }
@@ -96,6 +143,7 @@ impl Reader {
     /// up single values.
     pub fn skip(&mut self) {
         self.seen = Some(self.progress.borrow_and_update().revision);
+        self.extent = Extent::All;
     }
 
     /// How many revisions this reader is behind.
@@ -106,5 +154,6 @@ impl Reader {
     /// Makes the next update the full state.
     pub fn rewind(&mut self) {
         self.seen = None;
+        self.extent = Extent::NOTHING;
     }
 }
