@@ -1,4 +1,8 @@
 //! kpng's gRPC API, both ends of it.
 
+pub mod address;
+pub mod error;
 pub mod proto;
+pub mod server;
+pub mod tls;
 mod wire;

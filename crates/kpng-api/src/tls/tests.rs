@@ -1,0 +1,1 @@
+//! Tests of TLS, with an authority of their own.
