@@ -158,6 +158,26 @@ fn policy_local() {
         2 set t/web/remote1 ips=10.180.1.1 "http"=8080 internal
     "#]],
     );
+    let neither = POLICY_LOCAL.replace("etp=Local", "");
+    check(
+        local(POLICY_LOCAL),
+        local(&neither),
+        false,
+        expect![[r#"
+        0 set t/web ClusterIP cluster=172.30.0.1,fd00:172:30::1 external= http:80/TCP:30001->80
+        2 set t/web/remote1 ips=10.180.1.1 "http"=8080 internal external
+    "#]],
+    );
+    let internal = POLICY_LOCAL.replace("etp=Local", "itp=Local");
+    check(
+        local(POLICY_LOCAL),
+        local(&internal),
+        false,
+        expect![[r#"
+        0 set t/web ClusterIP cluster=172.30.0.1,fd00:172:30::1 external= http:80/TCP:30001->80 internal-local
+        2 set t/web/remote1 ips=10.180.1.1 "http"=8080 external
+    "#]],
+    );
     // Both: the endpoints elsewhere go.
     let both = POLICY_LOCAL.replace("etp=Local", "etp=Local itp=Local");
     check(
