@@ -122,7 +122,7 @@ fn host_and_port(text: &str) -> Result<(&str, u16), &'static str> {
         inner
     } else if host.contains(':') {
         return Err("an IPv6 address is written like [::1]:PORT");
-    } else if host.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.')) {
+    } else if host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
         host
     } else {
         return Err("the host is neither an address nor a name");

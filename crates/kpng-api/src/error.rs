@@ -129,4 +129,18 @@ pub enum Error {
         /// Its message, with all causes.
         reason: String,
     },
+    /// A server has ended a stream.
+    #[error("{target} has ended the stream")]
+    Ended {
+        /// The server.
+        target: Target,
+    },
+    /// An answer is so long that it cannot be right.
+    #[error("an answer of {target} takes more than {} MiB", limit >> 20)]
+    LongAnswer {
+        /// The server.
+        target: Target,
+        /// How long it may be, in bytes.
+        limit: usize,
+    },
 }

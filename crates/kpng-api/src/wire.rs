@@ -6,11 +6,6 @@
 //! Decoding understands our own servers and KPNG's. An address in a list that cannot be read is left
 //! out, as for Kubernetes' own objects; anything else that makes no sense rejects the message.
 
-#![cfg_attr(
-    not(test),
-    expect(dead_code, unused_imports, reason = "the server and the client are being written")
-)]
-
 mod fields;
 mod global;
 mod invalid;

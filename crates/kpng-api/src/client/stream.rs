@@ -1,0 +1,102 @@
+//! Streams of operations.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use futures_util::Stream;
+use tokio::sync::mpsc;
+use tokio::time::error::Elapsed;
+use tonic::{Response, Status, Streaming};
+
+use crate::address::Target;
+use crate::error::Error;
+use crate::proto::localv1::{OpItem, WatchReq};
+
+/// How many requests may wait until the server takes them.
+const REQUESTS: usize = 4;
+
+/// The operations of one stream, as they come. Dropping it ends the stream.
+#[derive(Debug)]
+pub struct OpStream<R = WatchReq> {
+    requests: mpsc::Sender<R>,
+    operations: Streaming<OpItem>,
+    target: Target,
+}
+
+/// The sending side of a stream's requests, and the stream of them, which begins with `first`.
+pub(super) fn requests<R: Send + 'static>(
+    first: R,
+) -> (mpsc::Sender<R>, impl Stream<Item = R> + Send + 'static) {
+    let (sender, receiver) = mpsc::channel(REQUESTS);
+    sender.try_send(first).ok().expect("there is room for the first");
+    let next = |mut receiver: mpsc::Receiver<R>| async {
+        receiver.recv().await.map(|request| (request, receiver))
+    };
+    (sender, futures_util::stream::unfold(receiver, next))
+}
+
+impl<R> OpStream<R> {
+    /// The stream, if the server has accepted it in time.
+    pub(super) fn accepted(
+        requests: mpsc::Sender<R>,
+        answer: Result<Result<Response<Streaming<OpItem>>, Status>, Elapsed>,
+        target: &Target,
+        limit: Duration,
+    ) -> Result<Self, Error> {
+        let target = target.clone();
+        match answer {
+            Ok(Ok(response)) => Ok(Self { requests, operations: response.into_inner(), target }),
+            Ok(Err(status)) => Err(failed(target, &status)),
+            Err(_) => Err(Error::ConnectTimeout { target, limit }),
+        }
+    }
+
+    /// The next operation; `None` when the server ends the stream. Cancel safe.
+    ///
+    /// # Errors
+    /// When the stream breaks, or holds a message that is too long or none at all.
+    pub async fn next(&mut self) -> Result<Option<OpItem>, Error> {
+        self.operations.message().await.map_err(|status| failed(self.target.clone(), &status))
+    }
+
+    /// Asks for one more answer. Servers that push need it only to be asked for something else.
+    ///
+    /// Does nothing while several requests are still on their way.
+    pub fn ask(&self, request: R) {
+        // Otherwise the stream has ended, which `next` says.
+        self.requests.try_send(request).ok();
+    }
+
+    /// The server.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+fn failed(target: Target, status: &Status) -> Error {
+    let mut text = match status.message() {
+        "" => status.code().description().to_owned(),
+        message => message.to_owned(),
+    };
+    add_causes(&mut text, status);
+    Error::Stream { target, code: status.code(), reason: text }
+}
+
+/// An error's text, with its causes where it does not tell them.
+pub(super) fn reason(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    add_causes(&mut text, error);
+    text
+}
+
+fn add_causes(text: &mut String, error: &dyn StdError) {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+}
