@@ -9,10 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = std::env::var("OUT_DIR")?;
     // With comments: reflection shows them.
     compiler.include_source_info(true);
-    std::fs::write(
-        Path::new(&out).join("descriptors.bin"),
-        compiler.encode_file_descriptor_set(),
-    )?;
+    std::fs::write(Path::new(&out).join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         // Deterministic bytes: hashes and comparisons depend on them.
         .btree_map(".")

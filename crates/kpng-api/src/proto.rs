@@ -27,5 +27,4 @@ pub mod globalv1 {
 }
 
 /// The encoded `FileDescriptorSet` of both packages, for reflection and for generic tools.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,0 +1,167 @@
+//! Sockets that are listened on.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+
+use crate::address::ListenAddress;
+use crate::error::Error;
+
+/// How many connections the kernel keeps for us: all nodes may come back at once.
+const BACKLOG: u32 = 4096;
+
+/// Who may connect to a Unix socket: its owner and its group.
+const UNIX_MODE: u32 = 0o660;
+
+/// A socket that is listened on.
+#[derive(Debug)]
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    Unix { listener: UnixListener, file: SocketFile },
+}
+
+/// A connection before anything was said.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// Listens on `address` from now on.
+    pub(super) async fn bind(address: &ListenAddress) -> Result<Self, Error> {
+        let bound = match address {
+            ListenAddress::Tcp { host, port } => {
+                bind_tcp(host.as_deref(), *port).await.map(Self::Tcp)
+            }
+            ListenAddress::Unix(path) => bind_unix(path).await,
+        };
+        bound.map_err(|source| Error::Listen { address: address.clone(), source })
+    }
+
+    /// What is listened on, with the port that the kernel chose.
+    pub(super) fn address(&self) -> io::Result<ListenAddress> {
+        Ok(match self {
+            Self::Tcp(listener) => {
+                let address = listener.local_addr()?;
+                ListenAddress::Tcp { host: Some(address.ip().to_string()), port: address.port() }
+            }
+            Self::Unix { file, .. } => ListenAddress::Unix(file.path.clone()),
+        })
+    }
+
+    /// The next connection. Cancel safe.
+    pub(super) async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Self::Unix { listener, .. } => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+async fn bind_tcp(host: Option<&str>, port: u16) -> io::Result<TcpListener> {
+    let Some(host) = host else {
+        return match listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+            Err(error) if lacks_ipv6(&error) => {
+                listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+            }
+            result => result,
+        };
+    };
+    let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    for address in tokio::net::lookup_host((host, port)).await? {
+        result = listen(address);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+fn lacks_ipv6(error: &io::Error) -> bool {
+    let lacking = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL];
+    Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
+}
+
+/// Listens on one address; on `[::]` for both families.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => {
+            let socket = TcpSocket::new_v6()?;
+            let only_v6 = !address.ip().is_unspecified();
+            rustix::net::sockopt::set_ipv6_v6only(&socket, only_v6)?;
+            socket
+        }
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// A socket file of ours, removed when it is not needed any more.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Another server may have put its own there.
+        if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            // Who cannot remove it leaves it: the next server replaces it.
+            std::fs::remove_file(&self.path).ok();
+        }
+    }
+}
+
+/// Listens on `path`. A socket file that a dead server left is replaced; it is put in place complete,
+/// with its mode, so nobody gets in before.
+async fn bind_unix(path: &Path) -> io::Result<Listener> {
+    match std::fs::symlink_metadata(path) {
+        Ok(file) if !file.file_type().is_socket() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "there is a file that is no socket",
+            ));
+        }
+        Ok(_) if UnixStream::connect(path).await.is_ok() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another process is listening there",
+            ));
+        }
+        _ => {}
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let listener = bind_temporary(&temporary)?;
+    let file = std::fs::metadata(&temporary).and_then(|file| {
+        std::fs::rename(&temporary, path)?;
+        Ok(SocketFile { path: path.to_owned(), inode: file.ino() })
+    });
+    let file = file.inspect_err(|_| {
+        std::fs::remove_file(&temporary).ok();
+    })?;
+    Ok(Listener::Unix { listener, file })
+}
+
+fn bind_temporary(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_MODE))?;
+    Ok(listener)
+}
