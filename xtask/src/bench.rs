@@ -5,6 +5,7 @@
 
 mod cluster;
 mod core;
+mod fanout;
 mod kube;
 mod nft;
 mod process;
@@ -16,6 +17,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
+pub(crate) use self::fanout::{WatchersArguments, watchers};
 use self::table::{Figures, Table};
 
 /// What to measure.
@@ -27,6 +29,8 @@ pub(crate) enum Subject {
     Nft,
     /// Lists of the API server, decoded into a store.
     Kube,
+    /// The gRPC server, with many watchers.
+    Fanout,
 }
 
 /// Arguments of `cargo xtask bench`.
@@ -35,8 +39,10 @@ pub(crate) struct Arguments {
     /// What to measure.
     subject: Subject,
     /// Numbers of services, ascending; `44k` and `5k` or `5kx50` (endpoints for each service).
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, visible_alias = "services", value_delimiter = ',')]
     sizes: Option<Vec<Size>>,
+    #[command(flatten)]
+    load: fanout::Load,
     /// Measure little and fast, to see whether it works.
     #[arg(long)]
     quick: bool,
@@ -48,6 +54,8 @@ pub(crate) struct MeasureArguments {
     subject: Subject,
     size: Size,
     changes: usize,
+    #[command(flatten)]
+    load: fanout::Load,
 }
 
 /// The size of a cluster.
@@ -104,11 +112,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let changes = if arguments.quick { 20 } else { 300 };
     let targets = match arguments.subject {
         Subject::Nft => nft::TARGETS,
+        Subject::Fanout => fanout::TARGETS,
         _ => core::TARGETS,
     };
     let mut table = Table::new(targets);
     for size in sizes {
-        table.add(size, in_own_process(arguments.subject, size, changes)?);
+        table.add(size, in_own_process(arguments.subject, size, changes, arguments.load)?);
     }
     process::print(&table.to_string());
     Ok(())
@@ -116,10 +125,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Measures one size and prints the figures for the process that asked.
 pub(crate) fn measure(arguments: &MeasureArguments) -> Result<()> {
-    let MeasureArguments { subject, size, changes } = *arguments;
+    let MeasureArguments { subject, size, changes, load } = *arguments;
     let figures = match subject {
         Subject::Core => core::measure(size, changes)?,
         Subject::Nft => nft::measure(size, changes)?,
+        Subject::Fanout => fanout::measure(size, load)?,
         Subject::Kube => bail!("kube measures all sizes in one process"),
     };
     process::print(&figures.to_string());
@@ -127,11 +137,17 @@ pub(crate) fn measure(arguments: &MeasureArguments) -> Result<()> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is no part of kpng")]
-fn in_own_process(subject: Subject, size: Size, changes: usize) -> Result<Figures> {
+fn in_own_process(
+    subject: Subject,
+    size: Size,
+    changes: usize,
+    load: fanout::Load,
+) -> Result<Figures> {
     let program = std::env::current_exe().context("find this program")?;
     let subject = subject.to_possible_value().context("no subject is hidden")?;
     let output = Command::new(program)
         .args(["measure", subject.get_name(), &size.to_string(), &changes.to_string()])
+        .args(load.arguments())
         .stderr(std::process::Stdio::inherit())
         .output()
         .context("start a process that measures")?;

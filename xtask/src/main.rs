@@ -26,12 +26,16 @@ enum Chore {
     /// Measure one size, in a process of its own.
     #[command(hide = true)]
     Measure(bench::MeasureArguments),
+    /// Watch a server as many nodes, in a process of its own.
+    #[command(hide = true)]
+    Watchers(bench::WatchersArguments),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().chore {
         Chore::Bench(arguments) => bench::run(&arguments),
         Chore::Measure(arguments) => bench::measure(&arguments),
+        Chore::Watchers(arguments) => bench::watchers(&arguments),
         Chore::Tidy => {
             let complaints = tidy::check(&tidy::root())?;
             ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
