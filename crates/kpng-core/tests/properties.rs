@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use kpng_core::local::{Place, Vantage, Vantages, localize};
 use kpng_core::model::{
     Conditions, Endpoint, EndpointSlice, Family, LoadBalancerIp, NamespacedName, Node, Protocol,
     Service, ServicePort, ServiceState, SlicePort, TargetPort, TrafficPolicy,
@@ -142,15 +143,16 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
             Conditions { ready: false, serving: false, terminating: false },
         ][..],
     );
-    let zone = select(&["", "a", "b"][..]);
-    let endpoint = (0_u8..4, 0_u8..2, any::<bool>(), conditions, zone).prop_map(
-        |(number, node, v6, conditions, hint)| {
+    let zones = select(vec![&[] as &[&str], &["a"], &["b"], &["a", "b"]]);
+    let nodes = select(vec![&[] as &[u8], &[], &[0], &[1], &[0, 2]]);
+    let endpoint = (0_u8..4, 0_u8..2, any::<bool>(), conditions, zones, nodes).prop_map(
+        |(number, node, v6, conditions, zones, nodes)| {
             let family = if v6 { Family::V6 } else { Family::V4 };
             let mut endpoint = Endpoint::at(address(&format!("pod{number}"), family));
             endpoint.node = Some(node_name(node));
             endpoint.conditions = conditions;
-            endpoint.zone_hints =
-                Some(hint).filter(|hint| !hint.is_empty()).map(Arc::from).into_iter().collect();
+            endpoint.zone_hints = zones.iter().copied().map(Arc::from).collect();
+            endpoint.node_hints = nodes.iter().copied().map(node_name).collect();
             endpoint
         },
     );
@@ -493,6 +495,42 @@ proptest! {
     #[test]
     fn what_readers_and_planners_are_told_is_the_whole_truth(history in history()) {
         run(&history);
+    }
+}
+
+/// All that matters to a choice of endpoints: where a node is, that there may or may not be.
+fn places() -> Vec<Place> {
+    let zones = [None, Some("a"), Some("b"), Some("c")].map(|zone| zone.map(Arc::from));
+    let place = |number| zones.clone().map(|zone| Place { node: node_name(number), zone });
+    (0..NAMES + 1).flat_map(place).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn equal_vantages_give_equal_views(service in service(), slices in vec(slice(), 0..3)) {
+        let slices = slices.into_iter().enumerate().map(|(number, slice)| {
+            (Arc::from(number.to_string()), Arc::new(slice))
+        });
+        let state =
+            ServiceState { service: Some(Arc::new(service)), slices: slices.collect() };
+        let vantages = Vantages::of(&state);
+        let key = key("service", 0);
+        let mut views: Vec<(Vantage, _)> = Vec::new();
+        for here in places() {
+            let (vantage, view) = (vantages.from(&here), localize(&key, &state, &here));
+            match views.iter().find(|(other, _)| *other == vantage) {
+                Some((_, other)) => prop_assert_eq!(other, &view, "at {:?}", here),
+                None => views.push((vantage, view)),
+            }
+        }
+        // Nodes 3 and 4, zone c and no zone matter to nobody: 3 nodes times 3 zones, 2 zones, and
+        // elsewhere are all that there can be, of 20 places.
+        prop_assert!(views.len() <= 12, "{views:?}");
+        if state.slices.is_empty() {
+            prop_assert_eq!(views.len(), 1);
+        }
     }
 }
 

@@ -39,7 +39,6 @@
 //! # }
 //! ```
 
-mod backoff;
 mod config;
 mod convert;
 mod envelope;

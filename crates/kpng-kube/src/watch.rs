@@ -7,13 +7,13 @@ use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::time::{Duration, Instant};
 
+use kpng_core::backoff::{Backoff, random};
 use kpng_core::model::NamespacedName;
 use kpng_core::store::{Batch, Kind};
 use kube::client::Body;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::backoff::{Backoff, random};
 use crate::convert::{Complaint, Outcome};
 use crate::envelope::{self, Event, EventType, Events};
 use crate::request::{Accept, Failure, chunk, collect};
@@ -109,7 +109,7 @@ impl KindLoop {
                 Ok(Ended::Watch) if started.elapsed() >= session.timing.short_watch => {
                     Duration::ZERO
                 }
-                Ok(Ended::Watch) => self.backoff.after(started),
+                Ok(Ended::Watch) => session.timing.delay(&mut self.backoff, started),
                 Err(Failure::Unauthorized(message)) => {
                     self.report(
                         session,
@@ -395,7 +395,7 @@ impl KindLoop {
             Failure::Gone(_) | Failure::Refused(_) if !listing => {
                 info!(kind, %failure, "listing again");
                 self.state = State::Unlisted;
-                return self.backoff.after(started);
+                return session.timing.delay(&mut self.backoff, started);
             }
             Failure::Gone(_) => self.listed_before = true,
             Failure::Server(_) | Failure::Malformed(_) => self.strikes += 1,
@@ -406,7 +406,7 @@ impl KindLoop {
             self.state = State::Unlisted;
         }
         self.report(session, &problem);
-        let delay = self.backoff.after(started);
+        let delay = session.timing.delay(&mut self.backoff, started);
         match failure {
             Failure::Busy { retry_after: Some(time), .. } => delay.max(*time),
             _ => delay,

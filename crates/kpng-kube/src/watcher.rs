@@ -5,12 +5,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use kpng_core::backoff::Backoff;
 use kpng_core::store::{Kind, Writer};
 use kube::Client;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::backoff::{Backoff, Bounds};
 use crate::convert::Converter;
 use crate::request::{self, Accept, Failure, Opened};
 use crate::selectors::Collections;
@@ -38,7 +38,10 @@ pub(crate) struct Target {
 /// How patient the watcher is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timing {
-    pub(crate) backoff: Bounds,
+    /// The longest delays after the first failure and after many; a third less is possible.
+    pub(crate) backoff: (Duration, Duration),
+    /// An attempt that lasted this long was a success: the next failure is the first again.
+    pub(crate) healthy: Duration,
     /// After this long without a word on any watch, the server is asked for one.
     pub(crate) silence: Duration,
     /// How long that may take.
@@ -52,19 +55,30 @@ pub(crate) struct Timing {
 }
 
 impl Timing {
-    /// A server that is gone is noticed within 25 s. Back-off as client-go's reflector has it.
+    /// A server that is gone is noticed within 25 s. Back-off as client-go's reflector has it: at
+    /// least 800 ms, at most 30 s.
     const DEFAULT: Self = Self {
-        backoff: Bounds {
-            min: Duration::from_millis(800),
-            max: Duration::from_secs(30),
-            healthy: Duration::from_secs(30),
-        },
+        backoff: (Duration::from_millis(1200), Duration::from_secs(30)),
+        healthy: Duration::from_secs(30),
         silence: Duration::from_secs(15),
         probe: Duration::from_secs(10),
         list_patience: Duration::from_secs(60),
         watch_patience: Duration::from_secs(25),
         short_watch: Duration::from_secs(1),
     };
+
+    fn new_backoff(&self) -> Backoff {
+        let (min, max) = self.backoff;
+        Backoff::new(min, max)
+    }
+
+    /// The delay after an attempt that began at `started`.
+    pub(crate) fn delay(&self, backoff: &mut Backoff, started: Instant) -> Duration {
+        if started.elapsed() >= self.healthy {
+            backoff.reset();
+        }
+        backoff.next_delay()
+    }
 }
 
 impl Watcher {
@@ -109,9 +123,9 @@ impl Watcher {
 
     /// One session after the other. A session is the life of a client.
     async fn sessions(&self, mut client: Client) -> std::convert::Infallible {
-        let kind_loop = |kind| KindLoop::new(kind, Backoff::new(self.timing.backoff));
+        let kind_loop = |kind| KindLoop::new(kind, self.timing.new_backoff());
         let [mut services, mut slices, mut nodes] = Kind::ALL.map(kind_loop);
-        let mut backoff = Backoff::new(self.timing.backoff);
+        let mut backoff = self.timing.new_backoff();
         loop {
             let started = Instant::now();
             let session = Session::new(self, &client);
@@ -123,7 +137,7 @@ impl Watcher {
             };
             warn!("reconnecting to the API server: {reason}");
             self.stats.reconnects.add(1);
-            sleep(backoff.after(started)).await;
+            sleep(self.timing.delay(&mut backoff, started)).await;
             match self.config.client().await {
                 Ok((new, _)) => client = new,
                 Err(error) => error!("{error}; going on with the old configuration"),
@@ -258,5 +272,23 @@ impl OpenWatch<'_> {
 impl Drop for OpenWatch<'_> {
     fn drop(&mut self) {
         self.set(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_lasted_starts_over() {
+        let timing = |healthy| Timing { healthy, ..Timing::DEFAULT };
+        let (min, max) = Timing::DEFAULT.backoff;
+        let last_of_many = |timing: Timing| {
+            let mut backoff = timing.new_backoff();
+            (0..10).map(|_| timing.delay(&mut backoff, Instant::now())).last().unwrap()
+        };
+        assert!(last_of_many(timing(Duration::ZERO)) <= min);
+        let delay = last_of_many(timing(Duration::from_secs(3600)));
+        assert!(delay > max / 2 && delay <= max, "{delay:?}");
     }
 }

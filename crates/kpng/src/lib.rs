@@ -9,7 +9,6 @@
 
 pub mod app;
 pub mod backends;
-pub mod backoff;
 pub mod cli;
 pub mod conntrack;
 pub mod health;

@@ -3,6 +3,7 @@
 //! There are no globals: who has something to tell has a clone of [`Metrics`]. Numbers that others
 //! keep are read when Prometheus asks.
 
+mod changes;
 mod kube;
 mod plan;
 mod process;
@@ -16,12 +17,14 @@ use hyper::StatusCode;
 use kpng_core::model;
 use kpng_core::model::NamespacedName;
 use kpng_core::plan::Plan;
-use kpng_core::store::{Revision, Store, Update};
+use kpng_core::store::{Revision, Store};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+pub use changes::{Counted, count_changes};
 
 use crate::health::ProxyHealth;
 use crate::http::{Handler, TEXT, answer, not_found};
@@ -36,11 +39,11 @@ pub struct Metrics(Arc<Inner>);
 
 /// Where metrics come from that others keep.
 #[derive(Debug)]
-pub struct Sources<'a> {
+pub struct Sources<'a, V> {
     /// How often probes were answered.
     pub health: &'a ProxyHealth,
     /// What the cluster says.
-    pub store: &'a Store,
+    pub store: &'a Store<V>,
     /// What the watcher of an API server counts, if there is one.
     pub kube: Option<Arc<kpng_kube::Stats>>,
 }
@@ -82,7 +85,7 @@ struct Changes {
 
 impl Metrics {
     /// Nothing has happened yet.
-    pub fn new(sources: Sources<'_>) -> Self {
+    pub fn new<V: Counted>(sources: Sources<'_, V>) -> Self {
         let mut registry = Registry::default();
         let inner = Inner::register(&mut registry, &sources);
         inner.show_zeros();
@@ -188,23 +191,6 @@ fn proxy_mode(backend: &'static str) -> &'static str {
     }
 }
 
-/// How many Services, and how many EndpointSlices, an update changes.
-pub fn count_changes(update: &Update) -> (u64, u64) {
-    let (mut services, mut slices) = (0, 0);
-    for (_, change) in &update.services {
-        let (old, new) = (change.old.as_deref(), change.new.as_deref());
-        let service = |state: Option<&model::ServiceState>| state.and_then(|s| s.service.clone());
-        services += u64::from(service(old) != service(new));
-        let [old, new] = [old, new].map(|state| state.map_or(&[][..], |state| &state.slices));
-        let lacks = |all: &[_], slice| !all.contains(slice);
-        let put = new.iter().filter(|slice| lacks(old, slice)).count();
-        let named = |name| new.iter().any(|(other, _)| other == name);
-        let deleted = old.iter().filter(|(name, _)| !named(name)).count();
-        slices += (put + deleted) as u64;
-    }
-    (services, slices)
-}
-
 impl Changes {
     fn add(&self, count: u64) {
         self.pending.inc_by(i64::try_from(count).unwrap_or(i64::MAX));
@@ -275,7 +261,7 @@ impl Syncs {
 }
 
 impl Inner {
-    fn register(registry: &mut Registry, sources: &Sources<'_>) -> Self {
+    fn register<V>(registry: &mut Registry, sources: &Sources<'_, V>) -> Self {
         let sync = Syncs::register(registry);
         let service_changes = Changes::register(registry, "service", "Services");
         let endpoint_changes = Changes::register(registry, "endpoint", "EndpointSlices");
@@ -349,7 +335,11 @@ impl Inner {
     }
 }
 
-fn register_others(registry: &mut Registry, sources: Sources<'_>, synced: &Arc<AtomicU64>) {
+fn register_others<V: Counted>(
+    registry: &mut Registry,
+    sources: Sources<'_, V>,
+    synced: &Arc<AtomicU64>,
+) {
     let build = Family::<Label<&'static str>, Gauge>::default();
     build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
     registry.register("kpng_build_info", "The version of kpng, as a label", build);

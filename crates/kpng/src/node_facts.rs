@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use kpng_core::local::Localize;
 use kpng_core::model::{Family, Node};
 use kpng_core::plan::{NodeFacts, PodDetection};
 use kpng_core::store::{Reader, Store};
@@ -159,10 +160,10 @@ fn own_addresses(interfaces: &Interfaces) -> impl Iterator<Item = IpAddr> {
 /// complete, and whenever its Node or the addresses of this network namespace change.
 ///
 /// It goes on when the store is closed, and never ends by itself.
-pub async fn follow(
+pub async fn follow<V: Localize>(
     settings: &NodeSettings,
     name: &str,
-    store: &Store,
+    store: &Store<V>,
     facts: &watch::Sender<Option<NodeFacts>>,
 ) {
     let mut addresses = AddressChanges::open();
@@ -218,12 +219,12 @@ fn list<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> String {
 }
 
 /// Changes of one Node in a store.
-struct NodeChanges {
-    reader: Reader,
+struct NodeChanges<V> {
+    reader: Reader<V>,
     name: Arc<str>,
 }
 
-impl NodeChanges {
+impl<V: Localize> NodeChanges<V> {
     /// Waits for the next change, the first of which is that the store is complete.
     async fn changed(&mut self) {
         while let Some(update) = self.reader.next().await {

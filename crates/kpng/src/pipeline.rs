@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kpng_core::backend::{Backend, BackendError};
+use kpng_core::backoff::Backoff;
+use kpng_core::model::ServiceState;
 use kpng_core::plan::{Changes, NodeFacts, Plan, Planner};
 use kpng_core::store::{Reader, Revision};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::backoff::Backoff;
-use crate::metrics::count_changes;
+use crate::metrics::{Counted, count_changes};
 
 /// How often the backend is asked whether somebody disturbed it.
 const DISTURBANCE_CHECK: Duration = Duration::from_secs(1);
@@ -31,9 +32,9 @@ const SLOWEST_DISTURBANCE_CHECK: Duration = Duration::from_secs(20);
 const CALM: Duration = Duration::from_secs(60);
 
 /// A node's pipeline.
-pub struct Pipeline {
+pub struct Pipeline<V = ServiceState> {
     /// Where changes come from.
-    pub reader: Reader,
+    pub reader: Reader<V>,
     /// The name of the node.
     pub node: Arc<str>,
     /// What the plan depends on beside the store. Nothing is synced before there are facts.
@@ -81,9 +82,9 @@ pub struct Synced<'a> {
 }
 
 /// What moves to the blocking thread and back.
-struct Work {
-    reader: Reader,
-    planner: Planner,
+struct Work<V> {
+    reader: Reader<V>,
+    planner: Planner<V>,
     backend: Box<dyn Backend>,
     /// The next sync is a full one.
     full: bool,
@@ -101,7 +102,7 @@ struct Outcome {
     result: Option<Result<(), BackendError>>,
 }
 
-impl Pipeline {
+impl<V: Counted> Pipeline<V> {
     /// Runs until `shutdown` completes, or until the source is gone and everything was synced. A
     /// sync that has begun is finished; what was written stays.
     pub async fn run(
@@ -200,7 +201,7 @@ impl Disturbances {
 
     /// Whether a full sync is needed that is not coming anyway. A backend that cannot tell is taken
     /// for disturbed.
-    fn check(&mut self, work: &mut Work) -> bool {
+    fn check<V>(&mut self, work: &mut Work<V>) -> bool {
         let now = Instant::now();
         self.next_check = now + DISTURBANCE_CHECK;
         if work.full || !work.backend.disturbed().unwrap_or(true) {
@@ -220,7 +221,7 @@ impl Disturbances {
     }
 }
 
-impl Work {
+impl<V: Counted> Work<V> {
     fn sync(&mut self, facts: Option<NodeFacts>) -> Outcome {
         let start = std::time::Instant::now();
         let mut changes = Changes::default();

@@ -22,7 +22,6 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::backoff::Bounds;
 use crate::envelope::encode;
 use crate::stats::{RejectReason, Stats};
 use crate::watcher::{Timing, Watcher};
@@ -220,11 +219,8 @@ fn silence(events: &[Vec<u8>]) -> Reply {
 }
 
 const FAST: Timing = Timing {
-    backoff: Bounds {
-        min: Duration::from_millis(5),
-        max: Duration::from_millis(40),
-        healthy: Duration::from_secs(60),
-    },
+    backoff: (Duration::from_millis(5), Duration::from_millis(40)),
+    healthy: Duration::from_secs(60),
     silence: Duration::from_secs(60),
     probe: Duration::from_millis(200),
     list_patience: Duration::from_millis(500),

@@ -13,17 +13,19 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
+use super::Counted;
+
 const NO_LABELS: [(&str, &str); 0] = [];
 
 /// How far the node is behind the store.
 #[derive(Debug)]
-pub(super) struct Journal {
-    pub(super) store: Store,
+pub(super) struct Journal<V> {
+    pub(super) store: Store<V>,
     /// The revision that is in force.
     pub(super) synced: Arc<AtomicU64>,
 }
 
-impl Collector for Journal {
+impl<V: Counted> Collector for Journal<V> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let lag = self.store.revision().saturating_sub(self.synced.load(Ordering::Relaxed));
         let help = "Revisions of the store that are not in force yet";

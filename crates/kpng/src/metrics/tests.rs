@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use expect_test::{Expect, expect};
+use kpng_core::local::{LocalService, Place, localize};
 use kpng_core::model::{EndpointSlice, Service};
 use kpng_core::plan::Planner;
-use kpng_core::store::{Batch, Kind, Writer};
+use kpng_core::store::{Batch, Change, Kind, Writer};
 use kpng_testkit::fixture::{NODE, fixture};
 
 use super::*;
@@ -465,6 +466,27 @@ fn changed_objects_are_counted() {
         batch.set_service(key("b"), Service::default());
     });
     assert_eq!(many, Some((2, 3)));
+}
+
+#[test]
+fn changes_of_what_a_server_worked_out_are_counted() {
+    let local = |service: &str, endpoints: &str| {
+        let text = format!(
+            "service a/b cluster=cluster.1 port=http:80 {service}\nslice a/b http=80\n{endpoints}"
+        );
+        let store = fixture(&text).store;
+        let key = NamespacedName::new("a", "b");
+        let here = Place::of(&NODE.into(), None);
+        Some(Arc::new(localize(&key, &store.service(&key).unwrap(), &here).unwrap()))
+    };
+    let count = |old, new| LocalService::count(&Change { old, new });
+    let one = "pod1";
+    assert_eq!(count(None, local("", one)), (1, 1));
+    assert_eq!(count(None, local("", "")), (1, 0));
+    assert_eq!(count(local("", one), local("", one)), (0, 0));
+    assert_eq!(count(local("", one), local("", "pod1\npod2")), (0, 1));
+    assert_eq!(count(local("", one), local("affinity=10", one)), (1, 0));
+    assert_eq!(count(local("", one), None), (1, 1));
 }
 
 #[test]

@@ -7,11 +7,12 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kpng_core::backoff::Backoff;
+use kpng_core::local::Localize;
 use kpng_core::store::Store;
 use tracing::{info, warn};
 
 use super::json;
-use crate::backoff::Backoff;
 
 /// A program that ran this long was well: the next failure is the first again.
 const HEALTHY: Duration = Duration::from_secs(30);
@@ -21,8 +22,8 @@ const HEALTHY: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// When the program cannot be started in the first place.
-pub async fn run(
-    store: &Store,
+pub async fn run<V: Localize>(
+    store: &Store<V>,
     node: Arc<str>,
     command: &[String],
     shutdown: impl Future<Output = ()>,

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use kpng_core::local::{LocalEndpoint, LocalService, LocalView};
-use kpng_core::model::{NamespacedName, Service, TargetPort, TrafficPolicy};
+use kpng_core::local::{LocalEndpoint, LocalService, LocalView, Localize};
+use kpng_core::model::{NamespacedName, Service, ServiceState, TargetPort, TrafficPolicy};
 use kpng_core::store::{Reader, Update};
 use serde::Serialize;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -21,8 +21,8 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 ///
 /// # Errors
 /// When `out` cannot be written.
-pub async fn run(
-    mut reader: Reader,
+pub async fn run<V: Localize>(
+    mut reader: Reader<V>,
     node: Arc<str>,
     out: &mut (impl AsyncWrite + Unpin),
     shutdown: impl Future<Output = ()>,
@@ -42,21 +42,21 @@ pub async fn run(
 }
 
 /// Makes lines of updates, and only of what looks different from this node.
-pub struct Lines {
-    view: LocalView,
+pub struct Lines<V = ServiceState> {
+    view: LocalView<V>,
     /// The hash of the last line of each service.
     written: HashMap<NamespacedName, u64>,
     hasher: RandomState,
 }
 
-impl Lines {
+impl<V: Localize> Lines<V> {
     /// Nothing is written yet; `node` is the node from which services are seen.
     pub fn new(node: Arc<str>) -> Self {
         Self { view: LocalView::new(node), written: HashMap::new(), hasher: RandomState::new() }
     }
 
     /// The lines for what an update changed, each with its newline.
-    pub fn of(&mut self, update: &Update) -> String {
+    pub fn of(&mut self, update: &Update<V>) -> String {
         let mut out = String::new();
         for key in self.view.update(update) {
             let Some(local) = self.view.get(&key) else {
