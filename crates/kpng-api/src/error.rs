@@ -31,7 +31,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file that TLS needs was not given.
-    #[error("TLS needs a {missing} here: give its file, or none of the TLS files")]
+    #[error("there is no {missing}: give its file")]
     TlsIncomplete {
         /// What was not given.
         missing: TlsFile,
@@ -48,7 +48,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file for TLS does not hold what it should.
-    #[error("there is no usable {file} in PEM format in {}: {source}", path.display())]
+    #[error("there is no usable {file} in {}: {}", path.display(), pem_problem(source))]
     TlsPem {
         /// Which one.
         file: TlsFile,
@@ -143,4 +143,13 @@ pub enum Error {
         /// How long it may be, in bytes.
         limit: usize,
     },
+}
+
+/// The library's messages are made for programmers.
+fn pem_problem(error: &pem::Error) -> String {
+    match error {
+        pem::Error::NoItemsFound => "nothing of that kind is in it".to_owned(),
+        pem::Error::MissingSectionEnd { .. } => "it ends in the middle".to_owned(),
+        other => format!("it is no PEM: {other}"),
+    }
 }

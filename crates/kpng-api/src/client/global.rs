@@ -31,7 +31,7 @@ impl Global {
 pub(super) enum Unit {
     Node(Arc<str>),
     Service(NamespacedName),
-    /// All endpoints of a slice, by `SERVICE|HASH`.
+    /// All endpoints of a slice, by `SERVICE|SLICE|HASH`.
     Slice(NamespacedName),
 }
 
@@ -193,7 +193,7 @@ mod tests {
             (
                 Set::GlobalEndpointInfos,
                 "ns|name|slice|5e",
-                In(Unit::Slice(key("ns", "slice")), "name|5e"),
+                In(Unit::Slice(key("ns", "slice")), "name|slice|5e"),
             ),
             (Set::GlobalNodeInfos, "|node-1||", In(Unit::Node("node-1".into()), "")),
             (Set::GlobalEndpointInfos, "ns||slice|5e", Nowhere),

@@ -1,6 +1,5 @@
 //! The contents of PEM files.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use rustls::RootCertStore;
@@ -104,12 +103,5 @@ fn certificates(
 }
 
 fn bad_pem(file: TlsFile, path: &Path, source: pem::Error) -> Error {
-    let source = match source {
-        // Its text is about Rust's types.
-        pem::Error::NoItemsFound => {
-            pem::Error::Io(io::Error::other("nothing of that kind is in it"))
-        }
-        other => other,
-    };
     Error::TlsPem { file, path: path.to_owned(), source }
 }
