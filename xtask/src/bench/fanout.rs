@@ -51,11 +51,7 @@ impl Load {
     /// The arguments that mean this.
     pub(crate) fn arguments(&self) -> [String; 3] {
         let Self { watchers, rate, seconds } = self;
-        [
-            format!("--watchers={watchers}"),
-            format!("--rate={rate}"),
-            format!("--seconds={seconds}"),
-        ]
+        [format!("--watchers={watchers}"), format!("--rate={rate}"), format!("--seconds={seconds}")]
     }
 }
 

@@ -37,7 +37,7 @@ impl Foreign {
     fn dependencies(self) -> &'static [&'static str] {
         match self {
             Self::Kubernetes => &["kube", "k8s-openapi"],
-            Self::Grpc => &["tonic", "prost", "tonic-prost"],
+            Self::Grpc => &["tonic", "prost", "tonic-prost", "tonic-health", "tonic-reflection"],
             Self::Serialization => &["serde", "serde_json", "serde-saphyr"],
             Self::Kernel => &["libc", "rustix"],
             Self::CommandLine => &["clap", "anyhow", "tracing-subscriber"],
@@ -64,7 +64,8 @@ const RULES: &[Rule] = &[
         name: "kpng-api",
         own: &["kpng-core"],
         only: None,
-        knows: &[Foreign::Grpc, Foreign::Async],
+        // rustix for options of sockets.
+        knows: &[Foreign::Grpc, Foreign::Async, Foreign::Kernel],
     },
     Rule {
         name: "kpng-file",

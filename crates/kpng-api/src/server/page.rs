@@ -24,9 +24,14 @@ impl Page {
         Self { ops, deletions, group: 0, index: 0, offset: 0 }
     }
 
+    /// It says nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ops.iter().all(|ops| ops.is_empty())
+    }
+
     /// How many operations are on it.
     pub(super) fn operations(&self) -> u64 {
-        self.ops.iter().map(|ops| ops.count() as u64).sum()
+        self.ops.iter().map(|ops| u64::from(ops.count())).sum()
     }
 
     /// How many bytes they have.

@@ -159,7 +159,7 @@ impl<R: Requests, O: Open> Watch<R, O> {
         let Some((_, feed)) = &mut self.current else { return false };
         let Some(portion) = feed.next() else { return false };
         let Portion { full, complete, revision, head, page } = portion;
-        let says_something = full || !head.is_empty() || page.bytes() > 0;
+        let says_something = full || !head.is_empty() || !page.is_empty();
         if !says_something && self.state == State::Asked {
             return true; // the client cannot see what changed
         }
