@@ -237,9 +237,8 @@ impl<A: Api> Follower<A> {
         for Rejected { name, reason } in rejected {
             if !before.contains(&name) {
                 self.stats.rejected.add(1);
-                let part =
-                    if name.is_empty() { String::new() } else { format!(" endpoint {name}") };
-                warn!("{unit}:{part} rejected: {reason}");
+                let part = if name.is_empty() { "" } else { ", endpoint " };
+                warn!("rejected {unit}{part}{name}: {reason}");
             }
             names.insert(name);
         }

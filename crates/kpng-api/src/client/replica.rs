@@ -6,13 +6,19 @@
 use std::collections::BTreeMap;
 
 /// Encoded values by the last part of their path, sorted.
-pub(super) type Values = [(Box<str>, Box<[u8]>)];
+pub(super) type Values = [(Box<str>, Bytes)];
+
+/// An encoded value. There are many, and none is shared.
+type Bytes = Box<[u8]>;
+
+/// New values by the last part of their path; `None` for those that are gone.
+type Staged = BTreeMap<Box<str>, Option<Bytes>>;
 
 /// The values of a set or several, in units that are used as a whole.
 #[derive(Debug)]
 pub(super) struct Replica<U> {
-    units: BTreeMap<U, Vec<(Box<str>, Box<[u8]>)>>,
-    staged: BTreeMap<U, BTreeMap<Box<str>, Option<Box<[u8]>>>>,
+    units: BTreeMap<U, Vec<(Box<str>, Bytes)>>,
+    staged: BTreeMap<U, Staged>,
     staged_bytes: usize,
     /// What is staged is everything.
     reset: bool,
@@ -35,7 +41,7 @@ impl<U: Ord + Clone> Replica<U> {
     /// Stages a new value, or that there is none any more.
     pub(super) fn put(&mut self, unit: U, name: &str, value: Option<Vec<u8>>) {
         let value = value.map(Vec::into_boxed_slice);
-        let length = |value: &Option<Box<[u8]>>| value.as_ref().map_or(0, |bytes| bytes.len());
+        let length = |value: &Option<Bytes>| value.as_ref().map_or(0, |bytes| bytes.len());
         self.staged_bytes += length(&value) + OVERHEAD;
         if let Some(before) = self.staged.entry(unit).or_default().insert(name.into(), value) {
             self.staged_bytes -= length(&before) + OVERHEAD;
@@ -83,10 +89,8 @@ impl<U: Ord + Clone> Replica<U> {
     }
 }
 
-type Staged = BTreeMap<Box<str>, Option<Box<[u8]>>>;
-
 /// The staged values, and whether they differ from those before.
-fn replace(before: &Values, staged: Staged) -> (Vec<(Box<str>, Box<[u8]>)>, bool) {
+fn replace(before: &Values, staged: Staged) -> (Vec<(Box<str>, Bytes)>, bool) {
     let values = staged.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let mut after: Vec<_> = values.collect();
     after.shrink_to_fit();
@@ -95,10 +99,7 @@ fn replace(before: &Values, staged: Staged) -> (Vec<(Box<str>, Box<[u8]>)>, bool
 }
 
 /// The values before with the staged changes, and whether they differ.
-fn merge(
-    mut values: Vec<(Box<str>, Box<[u8]>)>,
-    staged: Staged,
-) -> (Vec<(Box<str>, Box<[u8]>)>, bool) {
+fn merge(mut values: Vec<(Box<str>, Bytes)>, staged: Staged) -> (Vec<(Box<str>, Bytes)>, bool) {
     let mut differs = false;
     for (name, value) in staged {
         match (values.binary_search_by(|(other, _)| other.cmp(&name)), value) {

@@ -28,11 +28,14 @@ pub(super) fn requests<R: Send + 'static>(
     first: R,
 ) -> (mpsc::Sender<R>, impl Stream<Item = R> + Send + 'static) {
     let (sender, receiver) = mpsc::channel(REQUESTS);
-    sender.try_send(first).ok().expect("there is room for the first");
-    let next = |mut receiver: mpsc::Receiver<R>| async {
-        receiver.recv().await.map(|request| (request, receiver))
+    let next = |(first, mut receiver): (Option<R>, mpsc::Receiver<R>)| async {
+        let request = match first {
+            Some(request) => request,
+            None => receiver.recv().await?,
+        };
+        Some((request, (None, receiver)))
     };
-    (sender, futures_util::stream::unfold(receiver, next))
+    (sender, futures_util::stream::unfold((Some(first), receiver), next))
 }
 
 impl<R> OpStream<R> {

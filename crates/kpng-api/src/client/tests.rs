@@ -2,5 +2,7 @@
 
 mod faults;
 mod kpng;
+mod log;
+mod own;
 mod resume;
 mod script;

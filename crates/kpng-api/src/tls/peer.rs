@@ -32,9 +32,9 @@ impl PeerCertificate {
             .map_err(|source| Error::PeerCertificate { source })?
             .tbs_certificate;
         let attributes = certificate.subject.0.iter().flat_map(|name| name.0.iter());
-        let common_names = attributes.filter(|attribute| attribute.oid == COMMON_NAME);
+        let mut common_names = attributes.filter(|attribute| attribute.oid == COMMON_NAME);
         Ok(Self {
-            common_name: common_names.last().and_then(|attribute| text(&attribute.value)),
+            common_name: common_names.next_back().and_then(|attribute| text(&attribute.value)),
             not_after: certificate.validity.not_after.to_system_time(),
         })
     }

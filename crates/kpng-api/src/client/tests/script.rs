@@ -34,17 +34,22 @@ use crate::tls::{ServerTls, TlsFiles};
 /// Everything a test waits for happens within this time.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Those of the client, but for times.
+/// Those of the client, but for pauses.
 pub(super) const FAST: Limits = Limits {
-    connect: Duration::from_millis(300),
-    accept: Duration::from_millis(300),
-    ping: Duration::from_millis(50),
-    pong: Duration::from_millis(100),
     first_pause: Duration::from_millis(5),
     longest_pause: Duration::from_millis(20),
     denied_pause: Duration::from_millis(20),
     spread: Duration::from_millis(5),
     ..LIMITS
+};
+
+/// The same, and little patience with silent servers.
+pub(super) const IMPATIENT: Limits = Limits {
+    connect: Duration::from_millis(200),
+    accept: Duration::from_millis(200),
+    ping: Duration::from_millis(100),
+    pong: Duration::from_millis(200),
+    ..FAST
 };
 
 /// Waits for something that must happen soon.
