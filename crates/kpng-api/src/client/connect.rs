@@ -4,6 +4,7 @@ use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use hyper_util::rt::TokioIo;
@@ -32,6 +33,12 @@ use crate::tls;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
 
+/// How long TCP is silent before it asks for a sign of life.
+const TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// How long TCP waits for one, in milliseconds.
+const TCP_TIMEOUT: u32 = 20_000;
+
 /// What servers on Unix sockets are called in requests, as by grpc-go.
 const UNIX_AUTHORITY: &str = "localhost";
 
@@ -46,13 +53,16 @@ pub struct Connection {
 impl Connection {
     /// Connects to the first server that can be reached, beginning with some one.
     ///
+    /// A host that is gone is noticed by TCP. A server that has stopped on a host that lives is not:
+    /// old servers end the connections of clients that ping them.
+    ///
     /// # Errors
     /// Why the last one cannot be reached.
     pub async fn connect(config: &Config) -> Result<Self, Error> {
         let mut result = Err(Error::NoTarget);
         let targets = &config.targets;
         for target in rotated(targets) {
-            result = Self::to(target, config, LIMITS).await;
+            result = Self::to(target, config, Limits { ping: None, ..LIMITS }).await;
             if result.is_ok() {
                 break;
             }
@@ -78,14 +88,17 @@ impl Connection {
         };
         let failed = |reason| Error::Connect { target: target.clone(), reason };
         let scheme = if config.tls.is_set() { "https" } else { "http" };
-        let endpoint = Endpoint::from_shared(format!("{scheme}://{}", authority(target)))
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", authority(target)))
             .and_then(|endpoint| endpoint.user_agent(USER_AGENT))
             .map_err(|error| failed(stream::reason(&error)))?
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_keep_alive_interval(limits.ping)
-            .keep_alive_timeout(limits.pong)
-            .keep_alive_while_idle(true);
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        if let Some(interval) = limits.ping {
+            endpoint = endpoint
+                .http2_keep_alive_interval(interval)
+                .keep_alive_timeout(limits.pong)
+                .keep_alive_while_idle(true);
+        }
         // There is this one socket: a connection that broke is not replaced behind our back.
         let mut socket = Some(TokioIo::new(socket));
         let connector = tower::service_fn(move |_| {
@@ -207,10 +220,21 @@ async fn connect_tcp(host: &str, port: u16, end: Instant) -> io::Result<TcpStrea
         result = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if let Ok(stream) = &result {
             stream.set_nodelay(true)?;
+            notice_dead_hosts(stream)?;
             break;
         }
     }
     result
+}
+
+/// Lets the kernel end a connection whose other end does not answer any more.
+fn notice_dead_hosts(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, TCP_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, TCP_IDLE)?;
+    sockopt::set_tcp_user_timeout(stream, TCP_TIMEOUT)
 }
 
 async fn read_tls(config: &Config) -> Result<Arc<ClientConfig>, Error> {

@@ -91,8 +91,17 @@ pub(super) struct Follower<A: Api> {
     /// The values that are rejected now.
     rejected: BTreeMap<A::Unit, BTreeSet<Box<str>>>,
     malformed: BTreeSet<String>,
-    /// What was last said about each target, if it fails.
-    reported: Vec<Option<String>>,
+    targets: Vec<Experience>,
+}
+
+/// What is known about a target.
+#[derive(Clone, Debug, Default)]
+struct Experience {
+    /// What was last said about it, if it fails.
+    reported: Option<String>,
+    /// It is an old server, on grpc-go with its defaults. That ends the connection of a client that
+    /// pings more than every 5 minutes, so those who do so would lose their stream every 40 seconds.
+    old: bool,
 }
 
 /// How a stream ended, or why there is none.
@@ -127,7 +136,7 @@ impl<A: Api> Follower<A> {
             ever_synced: false,
             rejected: BTreeMap::new(),
             malformed: BTreeSet::new(),
-            reported: vec![None; config.targets.len()],
+            targets: vec![Experience::default(); config.targets.len()],
             config,
         })
     }
@@ -140,8 +149,9 @@ impl<A: Api> Follower<A> {
         loop {
             let target = self.config.targets[at].clone();
             let mut synced = false;
-            let Err(error) = self.follow(at, &target, &mut synced).await;
+            let result = self.follow(at, &target, &mut synced).await;
             self.replica.abandon();
+            let Err(error) = result else { continue };
             let denied = self.report(at, &Ended { error, synced });
             at = (at + 1) % self.config.targets.len();
             failures += 1;
@@ -158,14 +168,11 @@ impl<A: Api> Follower<A> {
         }
     }
 
-    /// Follows one server until that fails.
-    async fn follow(
-        &mut self,
-        at: usize,
-        target: &Target,
-        synced: &mut bool,
-    ) -> Result<Infallible, Error> {
-        let connection = Connection::to(target, &self.config, self.limits).await?;
+    /// Follows one server until that fails, or is better done with another connection.
+    async fn follow(&mut self, at: usize, target: &Target, synced: &mut bool) -> Result<(), Error> {
+        let may_ping = !self.targets[at].old;
+        let limits = Limits { ping: self.limits.ping.filter(|_| may_ping), ..self.limits };
+        let connection = Connection::to(target, &self.config, limits).await?;
         let request = self.api.request(self.position.clone());
         let mut stream = self.api.open(&connection, request).await?;
         let _connected = Connected::new(&self.stats);
@@ -180,12 +187,17 @@ impl<A: Api> Follower<A> {
                 Some(Op::Delete(path)) => self.stage(Some(path), None),
                 Some(Op::Sync(sync)) => {
                     self.sync(sync.position);
-                    if self.position.is_none() {
-                        // An old server: it answers one request at a time.
+                    self.targets[at].old = self.position.is_none();
+                    if self.targets[at].old {
+                        if may_ping {
+                            debug!("{target} is an old server: connecting again, without pings");
+                            return Ok(());
+                        }
+                        // It answers one request at a time.
                         stream.ask(self.api.request(None));
                     }
                     if !std::mem::replace(synced, true) {
-                        self.reported[at] = None;
+                        self.targets[at].reported = None;
                         info!("following {target}");
                     }
                 }
@@ -259,14 +271,14 @@ impl<A: Api> Follower<A> {
         }
         self.stats.failures.add(1);
         let text = error.to_string();
-        if self.reported[at].as_ref() == Some(&text) {
+        if self.targets[at].reported.as_ref() == Some(&text) {
             debug!("again: {text}");
         } else {
             match advice {
                 Some(advice) => error!("{text}; {advice}"),
                 None => warn!("{text}; trying again"),
             }
-            self.reported[at] = Some(text);
+            self.targets[at].reported = Some(text);
         }
         advice.is_some()
     }

@@ -8,8 +8,8 @@ pub(super) struct Limits {
     pub(super) connect: Duration,
     /// To the first sign that a stream was accepted. All servers send Reset or Sync at once.
     pub(super) accept: Duration,
-    /// Between the last sign of life and a ping.
-    pub(super) ping: Duration,
+    /// Between the last sign of life and a ping of HTTP/2; `None` for no pings.
+    pub(super) ping: Option<Duration>,
     /// To the answer to a ping.
     pub(super) pong: Duration,
     /// Before all servers are tried again for the first time.
@@ -29,7 +29,7 @@ pub(super) struct Limits {
 pub(super) const LIMITS: Limits = Limits {
     connect: Duration::from_secs(5),
     accept: Duration::from_secs(5),
-    ping: Duration::from_secs(10),
+    ping: Some(Duration::from_secs(10)),
     pong: Duration::from_secs(10),
     first_pause: Duration::from_millis(200),
     longest_pause: Duration::from_secs(15),

@@ -131,13 +131,31 @@ async fn a_connection_that_is_dead_without_a_word_is_noticed() {
     give_state(&stream, "default/web");
     following.synced(1).await;
     // Silence alone is no reason: the server answers pings.
-    tokio::time::sleep(IMPATIENT.ping + IMPATIENT.pong * 2).await;
+    tokio::time::sleep(IMPATIENT.ping.unwrap() + IMPATIENT.pong * 2).await;
     assert!(following.stats.is_connected());
 
     freeze.send_replace(true);
     until("the loss", || !following.stats.is_connected()).await;
     assert_eq!(following.state(), "default/web 10.0.0.1: 10.1.0.1:8080\n");
     relay.abort();
+}
+
+#[tokio::test]
+async fn an_old_server_is_not_pinged() {
+    let mut server = Server::start().await;
+    let (freeze, frozen) = watch::channel(false);
+    let (relayed, relay) = freezable(server.target.clone(), frozen).await;
+    let following = follow_with(config(&[&relayed]), IMPATIENT);
+    let stream = server.second_stream().await;
+    stream.reset();
+    stream.sync();
+    following.synced(2).await;
+    // Pings would be noticed by their getting no answer.
+    freeze.send_replace(true);
+    tokio::time::sleep(IMPATIENT.ping.unwrap() + IMPATIENT.pong * 2).await;
+    assert!(following.stats.is_connected());
+    relay.abort();
+    until("the loss", || !following.stats.is_connected()).await;
 }
 
 #[tokio::test]

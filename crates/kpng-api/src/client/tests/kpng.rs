@@ -6,6 +6,16 @@ use super::script::*;
 use crate::proto::localv1::{Position, Set, WatchReq};
 use crate::proto::{globalv1, localv1};
 
+/// Services, pods, then endpoints that are no pods.
+fn give_first_state(stream: &ServerStream<WatchReq>) {
+    stream.set(Set::ServicesSet, "default/api", &service("default/api", "10.0.0.1"));
+    stream.set(Set::ServicesSet, "default/web", &service("default/web", "10.0.0.2"));
+    stream.set(Set::EndpointsSet, "default/web/pod-1", &endpoint(&["10.1.0.1"]));
+    stream.set(Set::EndpointsSet, "default/web/pod-2", &endpoint(&["10.1.0.2"]));
+    stream.set(Set::EndpointsSet, "default/api/ab12", &endpoint(&["192.0.2.1"]));
+    stream.sync();
+}
+
 #[tokio::test]
 async fn a_server_of_kpng_is_followed() {
     let mut server = Server::start().await;
@@ -25,19 +35,22 @@ async fn a_server_of_kpng_is_followed() {
     assert_eq!(following.state(), "not synced");
     assert!(following.stats.is_connected());
 
-    // Services, pods, then endpoints that are no pods.
-    stream.set(Set::ServicesSet, "default/api", &service("default/api", "10.0.0.1"));
-    stream.set(Set::ServicesSet, "default/web", &service("default/web", "10.0.0.2"));
-    stream.set(Set::EndpointsSet, "default/web/pod-1", &endpoint(&["10.1.0.1"]));
-    stream.set(Set::EndpointsSet, "default/web/pod-2", &endpoint(&["10.1.0.2"]));
-    stream.set(Set::EndpointsSet, "default/api/ab12", &endpoint(&["192.0.2.1"]));
-    stream.sync();
+    give_first_state(&stream);
     following.synced(1).await;
     expect![[r"
         default/api 10.0.0.1: 192.0.2.1:8080
         default/web 10.0.0.2: 10.1.0.1:8080 10.1.0.2:8080
     "]]
     .assert_eq(&following.state());
+
+    // It is an old one, which the client's connection does not suit; so everything comes again.
+    let revision = following.store.revision();
+    let mut stream = server.stream().await;
+    assert_eq!(stream.request().await, asked);
+    stream.reset();
+    give_first_state(&stream);
+    following.synced(2).await;
+    assert_eq!(following.store.revision(), revision);
 
     // The next answer must be asked for, once.
     assert_eq!(stream.request().await, asked);
@@ -49,7 +62,7 @@ async fn a_server_of_kpng_is_followed() {
     let here = localv1::Endpoint { local: true, ..endpoint(&["192.0.2.1"]) };
     stream.set(Set::EndpointsSet, "default/api/cd34", &here);
     stream.sync();
-    following.synced(2).await;
+    following.synced(3).await;
     expect![[r"
         default/api 10.0.0.1: 192.0.2.1:8080(local)
         default/web 10.0.0.2: 10.1.0.1:8080
@@ -63,7 +76,7 @@ async fn a_server_of_kpng_is_followed() {
     stream.set(Set::EndpointsSet, "default/web/pod-1", &endpoint(&["fd00::1"]));
     stream.set(Set::EndpointsSet, "default/web/pod-1", &endpoint(&["10.1.0.1"]));
     stream.sync();
-    following.synced(3).await;
+    following.synced(4).await;
     assert_eq!(following.store.revision(), revision);
 
     // Endpoints go before their Service.
@@ -71,7 +84,7 @@ async fn a_server_of_kpng_is_followed() {
     stream.delete(Set::EndpointsSet, "default/api/cd34");
     stream.delete(Set::ServicesSet, "default/api");
     stream.sync();
-    following.synced(4).await;
+    following.synced(5).await;
     assert_eq!(following.state(), "default/web 10.0.0.2: 10.1.0.1:8080\n");
 }
 
@@ -79,12 +92,12 @@ async fn a_server_of_kpng_is_followed() {
 async fn after_a_server_of_kpng_one_starts_from_nothing() {
     let mut server = Server::start().await;
     let following = follow(&[&server.target]);
-    let mut stream = server.stream().await;
+    let mut stream = server.second_stream().await;
     stream.request().await;
     stream.reset();
     stream.set_service("default/web", "10.0.0.1", &["10.1.0.1"]);
     stream.sync();
-    following.synced(1).await;
+    following.synced(2).await;
     drop(stream);
 
     let mut stream = server.stream().await;
@@ -92,7 +105,7 @@ async fn after_a_server_of_kpng_one_starts_from_nothing() {
     stream.reset();
     stream.set_service("default/other", "10.0.0.2", &[]);
     stream.sync();
-    following.synced(2).await;
+    following.synced(3).await;
     assert_eq!(following.state(), "default/other 10.0.0.2:\n");
 }
 
@@ -100,6 +113,10 @@ async fn after_a_server_of_kpng_one_starts_from_nothing() {
 async fn the_global_sets_of_kpng_are_followed() {
     let mut server = Server::start_global().await;
     let following = follow_global(&[&server.target]);
+    // The client notices that this is an old server, and comes again.
+    let stream = server.stream().await;
+    stream.reset();
+    stream.sync();
     let mut stream = server.stream().await;
     let request = stream.request().await;
     assert!(request.push && request.details && request.have.is_some());
@@ -129,7 +146,7 @@ async fn the_global_sets_of_kpng_are_followed() {
         }
     }
     stream.sync();
-    following.synced(1).await;
+    following.synced(2).await;
 
     assert!(following.store.node("node-a").is_some());
     let state = || {
@@ -155,7 +172,7 @@ async fn the_global_sets_of_kpng_are_followed() {
     stream.delete(Set::GlobalEndpointInfos, "default|web|web-x1|b1");
     stream.delete(Set::GlobalEndpointInfos, "default||web-x1|b1");
     stream.sync();
-    following.synced(2).await;
+    following.synced(3).await;
     expect![[r"
         service: true
         web-x1 ports=3 10.1.0.1@node-a"]]
@@ -166,7 +183,7 @@ async fn the_global_sets_of_kpng_are_followed() {
     stream.delete(Set::GlobalServiceInfos, "default|web||");
     stream.delete(Set::GlobalNodeInfos, "|node-a||");
     stream.sync();
-    following.synced(3).await;
+    following.synced(4).await;
     assert_eq!(state(), "gone");
     assert!(following.store.is_empty());
 }

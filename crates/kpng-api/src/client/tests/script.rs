@@ -47,7 +47,7 @@ pub(super) const FAST: Limits = Limits {
 pub(super) const IMPATIENT: Limits = Limits {
     connect: Duration::from_millis(200),
     accept: Duration::from_millis(200),
-    ping: Duration::from_millis(100),
+    ping: Some(Duration::from_millis(100)),
     pong: Duration::from_millis(200),
     ..FAST
 };
@@ -203,6 +203,16 @@ impl Server<GlobalWatchReq> {
         let service = globalv1::sets_server::SetsServer::new(Service(sender));
         work.spawn(accept!(listener, service, None));
         Self { target, streams, _work: work }
+    }
+}
+
+impl Server<WatchReq> {
+    /// The stream with which a client stays that has noticed that this is an old server.
+    pub(super) async fn second_stream(&mut self) -> ServerStream<WatchReq> {
+        let first = self.stream().await;
+        first.reset();
+        first.sync();
+        self.stream().await
     }
 }
 
