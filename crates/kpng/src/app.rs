@@ -2,68 +2,149 @@
 
 mod node;
 mod observe;
+mod serving;
 mod source;
+mod watch;
+
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::CommandFactory;
+use kpng_core::local::Localize;
 use kpng_core::store::Store;
+use kpng_kube::NodeScope;
 use tokio::io::AsyncWriteExt;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::backends;
 use crate::cli::{BackendCommand, Cli, Command, LocalArgs, NftArgs, Sink};
 use crate::logging;
 use crate::signals::Shutdown;
-use crate::sinks::{exec, json};
+use crate::sinks::{exec, file, json};
 
-use source::Source;
+use serving::{Beside, Serve};
+use source::{Cluster, Remote, Source};
+
+/// So many threads send to clients at most: with more, what they share is in their way.
+const MAX_WORKERS: usize = 4;
 
 /// Does what the command line says, until it is done or a signal comes.
 ///
 /// # Errors
 /// What the person who typed the command has to know; the causes belong to it.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
-    let (source, local, sink) = match cli.command {
+    match cli.command {
         Command::Version => return print(&version()),
         Command::Completion { shell } => return print_completion(shell),
-        Command::Kube { kube, local, sink } => (Source::kube(kube, &local)?, local, sink),
-        Command::File { file, local, sink } => (Source::file(file), local, sink),
-    };
-    logging::start(&cli.logging);
-    // One thread is enough, and keeps memory small; long work goes to blocking threads.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Sink::ToLocal { backend } = sink;
-    let result = runtime.block_on(to_local(source, local, backend));
+        _ => logging::start(&cli.logging),
+    }
+    let runtime = runtime(&cli.command)?;
+    let result = runtime.block_on(dispatch(cli.command));
     // What still blocks (a write into the kernel) is bounded; it does not keep us.
     runtime.shutdown_background();
     result
 }
 
-async fn to_local(source: Source, local: LocalArgs, backend: BackendCommand) -> anyhow::Result<()> {
-    let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
-    match backend {
-        BackendCommand::ToNft(NftArgs { cleanup: true, .. }) => backends::nft_cleanup(),
-        BackendCommand::ToNft(nft) if nft.dry_run => {
-            node::dry_run(source, &local, &nft, shutdown).await
+/// One thread is enough for a node, and keeps memory small; long work goes to blocking threads. Only
+/// who serves many nodes has work for more.
+fn runtime(command: &Command) -> std::io::Result<Runtime> {
+    let serves = matches!(
+        command,
+        Command::Kube { sink: Sink::ToApi(_), .. }
+            | Command::File { sink: Sink::ToApi(_), .. }
+            | Command::Api { sink: Sink::ToApi(_), .. }
+    );
+    if !serves {
+        return Builder::new_current_thread().enable_all().build();
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Builder::new_multi_thread().worker_threads(cores.min(MAX_WORKERS)).enable_all().build()
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Kube { kube, local, sink } => {
+            // Only its own Node matters to a node.
+            let nodes = match sink {
+                Sink::ToLocal { .. } => NodeScope::Only(own_name(&local)?.to_string()),
+                Sink::ToApi(_) | Sink::ToFile(_) => NodeScope::All,
+            };
+            from_cluster(Cluster::kube(kube, nodes)?, local, sink).await
         }
-        BackendCommand::ToNft(nft) => node::run(source, local, nft, shutdown).await,
-        BackendCommand::ToJson => {
-            let node = node::name(&local)?;
-            let (store, source) = source.start(shutdown.clone())?;
-            let sink = to_json(&store, node, shutdown);
-            source.beside(sink).await
+        Command::File { file, local, sink } => {
+            if let Sink::ToFile(to) = &sink {
+                file::check_distinct(&file.input, &to.output)?;
+            }
+            from_cluster(Cluster::File(file), local, sink).await
         }
-        BackendCommand::ToExec { command } => {
-            let node = node::name(&local)?;
-            let (store, source) = source.start(shutdown.clone())?;
-            let sink = exec::run(&store, node, &command, shutdown.wait());
+        Command::Api { api, local, sink } => {
+            from_cluster(Cluster::Api(api.config()), local, sink).await
+        }
+        Command::Local { api, local, backend } => {
+            let remote = Remote { config: api.config(), node: own_name(&local)? };
+            to_local(remote, local, backend).await
+        }
+        Command::Watch { api, watch, what } => watch::run(&api.config(), &watch, what).await,
+        Command::Version | Command::Completion { .. } => Ok(()),
+    }
+}
+
+fn own_name(local: &LocalArgs) -> anyhow::Result<Arc<str>> {
+    node::name(local.node_name.as_deref())
+}
+
+fn signals() -> anyhow::Result<Shutdown> {
+    Shutdown::on_signals().context("cannot listen to signals")
+}
+
+async fn from_cluster(source: Cluster, local: LocalArgs, sink: Sink) -> anyhow::Result<()> {
+    match sink {
+        Sink::ToLocal { backend } => to_local(source, local, backend).await,
+        Sink::ToApi(args) => serving::to_api(source, local, args, signals()?).await,
+        Sink::ToFile(args) => {
+            let shutdown = signals()?;
+            let source = source.start(shutdown.clone())?;
+            let store = source.store.clone();
+            let sink = file::run(store.reader(), &args.output, args.once, shutdown.wait());
             source.beside(sink).await
         }
     }
 }
 
-async fn to_json(
-    store: &Store,
-    node: std::sync::Arc<str>,
+async fn to_local<S: Source<Value: Serve>>(
+    source: S,
+    local: LocalArgs,
+    backend: BackendCommand,
+) -> anyhow::Result<()> {
+    let (shutdown, node) = (signals()?, own_name(&local)?);
+    match backend {
+        BackendCommand::ToNft(NftArgs { cleanup: true, .. }) => backends::nft_cleanup(),
+        BackendCommand::ToNft(nft) if nft.dry_run => {
+            node::dry_run(source, node, &local, &nft, shutdown).await
+        }
+        BackendCommand::ToNft(nft) => node::run(source, node, local, nft, shutdown).await,
+        BackendCommand::ToJson => {
+            let api = Beside::bind(&local, &node).await?;
+            let source = source.start(shutdown.clone())?;
+            let store = source.store.clone();
+            let api = api.serve(&store);
+            source.beside(to_json(&store, node, shutdown)).await?;
+            api.end().await
+        }
+        BackendCommand::ToExec { command } => {
+            let api = Beside::bind(&local, &node).await?;
+            let source = source.start(shutdown.clone())?;
+            let store = source.store.clone();
+            let api = api.serve(&store);
+            source.beside(exec::run(&store, node, &command, shutdown.wait())).await?;
+            api.end().await
+        }
+    }
+}
+
+async fn to_json<V: Localize>(
+    store: &Store<V>,
+    node: Arc<str>,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let mut out = tokio::io::stdout();

@@ -4,6 +4,7 @@
 //! local side are global, so that they may stand before or after the sub-commands, as in KPNG; where
 //! kube-proxy spells a flag differently, its spelling works too.
 
+mod api;
 mod values;
 
 use std::net::IpAddr;
@@ -12,7 +13,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use kpng_api::address::ListenAddress;
 
+pub use api::{ApiArgs, ListenTlsArgs, ToApiArgs, WatchArgs, WatchCommand};
 pub use values::{List, NodePortAddresses};
 
 use crate::http::BindAddress;
@@ -36,6 +39,7 @@ fn metrics_address(text: &str) -> Result<BindAddress, crate::http::Error> {
                   makes a SINK follow.\n\n\
                   On a node:       kpng kube --kubeconfig=F to-local to-nft\n\
                   From a file:     kpng file --input F to-local to-nft\n\
+                  For many nodes:  kpng kube to-api  +  kpng local --api=… to-nft\n\
                   Only to look:    kpng file --input F to-local to-nft --dry-run",
     arg_required_else_help = true,
     subcommand_value_name = "SOURCE",
@@ -80,6 +84,45 @@ pub enum Command {
         #[command(subcommand)]
         sink: Sink,
     },
+    /// Follow what a kpng server says of the cluster
+    #[command(arg_required_else_help = true)]
+    Api {
+        /// How to reach it.
+        #[command(flatten)]
+        api: ApiArgs,
+        /// The local side.
+        #[command(flatten)]
+        local: LocalArgs,
+        /// Where it goes.
+        #[command(subcommand)]
+        sink: Sink,
+    },
+    /// Follow what a kpng server has worked out for this node, for a backend
+    #[command(arg_required_else_help = true, subcommand_value_name = "BACKEND")]
+    Local {
+        /// How to reach it.
+        #[command(flatten)]
+        api: ApiArgs,
+        /// The local side.
+        #[command(flatten)]
+        local: LocalArgs,
+        /// Who gets it.
+        #[command(subcommand)]
+        backend: BackendCommand,
+    },
+    /// Print what a kpng server says, operation by operation
+    #[command(arg_required_else_help = true)]
+    Watch {
+        /// How to reach it.
+        #[command(flatten)]
+        api: ApiArgs,
+        /// How to print it.
+        #[command(flatten)]
+        watch: WatchArgs,
+        /// Which API.
+        #[command(subcommand)]
+        what: WatchCommand,
+    },
     /// Print the version
     Version,
     /// Print a completion script for a shell
@@ -93,6 +136,10 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 #[command(subcommand_value_name = "SINK", subcommand_help_heading = "Sinks")]
 pub enum Sink {
+    /// Serve kpng's gRPC API, for many nodes
+    ToApi(ToApiArgs),
+    /// Write the state of the cluster into a file, which the source `file` reads
+    ToFile(ToFileArgs),
     /// Work out what the Services mean on this node, for a backend
     #[command(arg_required_else_help = true, subcommand_value_name = "BACKEND")]
     ToLocal {
@@ -193,6 +240,17 @@ pub struct FileArgs {
     pub input: PathBuf,
 }
 
+/// Flags of `to-file`.
+#[derive(Clone, Debug, Args)]
+pub struct ToFileArgs {
+    /// The file; it is replaced when the state changes
+    #[arg(short, long, value_name = "FILE", default_value = "global-state.yaml")]
+    pub output: PathBuf,
+    /// Write the first complete state, and end
+    #[arg(long)]
+    pub once: bool,
+}
+
 /// Flags of the local side.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Node")]
@@ -254,6 +312,18 @@ pub struct LocalArgs {
     /// Connection tracking.
     #[command(flatten)]
     pub conntrack: ConntrackArgs,
+    /// Serve what the Services mean on this node beside the backend, at tcp://HOST:PORT or unix:///PATH
+    #[arg(
+        long,
+        global = true,
+        value_delimiter = ',',
+        value_name = "ADDRS",
+        help_heading = "Serving kpng's API"
+    )]
+    pub also_listen: Vec<ListenAddress>,
+    /// The TLS of that, and of `to-api`.
+    #[command(flatten)]
+    pub listen_tls: ListenTlsArgs,
 }
 
 /// `--detect-local-mode`, by kube-proxy's names too.

@@ -3,8 +3,6 @@
 //! It is healthy unless an update has been waiting for longer than the timeout; having nothing to do
 //! is healthy. Paths, codes and bodies are kube-proxy's (KEP-3836); `/readyz` is ours.
 
-mod rfc3339;
-
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +13,7 @@ use prometheus_client::metrics::family::Family;
 use tokio::time::Instant;
 
 use crate::http::{Answer, Handler, JSON, TEXT, answer, not_found};
+use crate::rfc3339;
 
 /// How long an update may wait before the proxy is unhealthy: twice kube-proxy's `syncPeriod`.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);

@@ -19,8 +19,9 @@ pub mod metrics;
 pub mod node_facts;
 pub mod node_setup;
 pub mod pipeline;
+mod rfc3339;
 pub mod service_health;
 pub mod signals;
 pub mod sinks;
 
-pub use {kpng_core, kpng_file, kpng_kube, kpng_linux, kpng_nft};
+pub use {kpng_api, kpng_core, kpng_file, kpng_kube, kpng_linux, kpng_nft};

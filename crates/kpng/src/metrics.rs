@@ -3,6 +3,7 @@
 //! There are no globals: who has something to tell has a clone of [`Metrics`]. Numbers that others
 //! keep are read when Prometheus asks.
 
+mod api;
 mod changes;
 mod kube;
 mod plan;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::StatusCode;
+use kpng_api::{client, server};
 use kpng_core::model;
 use kpng_core::model::NamespacedName;
 use kpng_core::plan::Plan;
@@ -26,7 +28,7 @@ use prometheus_client::registry::Registry;
 
 pub use changes::{Counted, count_changes};
 
-use crate::health::ProxyHealth;
+use crate::health::{ByCode, ProxyHealth};
 use crate::http::{Handler, TEXT, answer, not_found};
 
 type Seconds = Gauge<f64, AtomicU64>;
@@ -46,6 +48,10 @@ pub struct Sources<'a, V> {
     pub store: &'a Store<V>,
     /// What the watcher of an API server counts, if there is one.
     pub kube: Option<Arc<kpng_kube::Stats>>,
+    /// What the client of a kpng server counts, if there is one.
+    pub client: Option<Arc<client::Stats>>,
+    /// What this process's own server of the API counts, if there is one.
+    pub server: Option<Arc<server::Stats>>,
 }
 
 #[derive(Debug)]
@@ -89,7 +95,12 @@ impl Metrics {
         let mut registry = Registry::default();
         let inner = Inner::register(&mut registry, &sources);
         inner.show_zeros();
-        register_others(&mut registry, sources, &inner.synced_revision);
+        let journal = kube::Journal {
+            store: sources.store.clone(),
+            synced: Arc::clone(&inner.synced_revision),
+        };
+        registry.register_collector(Box::new(journal));
+        register_others(&mut registry, sources);
         Self(Arc::new(Inner { registry, ..inner }))
     }
 
@@ -166,10 +177,7 @@ impl Metrics {
 
     /// Everything, in Prometheus' text format.
     pub fn encode(&self) -> String {
-        let mut encoded = String::new();
-        prometheus_client::encoding::text::encode(&mut encoded, &self.0.registry)
-            .expect("writing to a string does not fail");
-        text::classic(&encoded)
+        encode(&self.0.registry)
     }
 
     /// Answers `/metrics`, and `/proxyMode` with kube-proxy's name for `backend`.
@@ -303,8 +311,7 @@ impl Inner {
             "Service ports with a Local traffic policy and endpoints on other nodes only",
             this.no_local_endpoints.clone(),
         );
-        kube_proxy.register("proxy_healthz", "Answers to /healthz by status code", healthz);
-        kube_proxy.register("proxy_livez", "Answers to /livez by status code", livez);
+        register_answers(kube_proxy, healthz, livez);
         let own = registry.sub_registry_with_prefix("kpng");
         own.register(
             "frontend_conflicts",
@@ -335,18 +342,43 @@ impl Inner {
     }
 }
 
-fn register_others<V: Counted>(
-    registry: &mut Registry,
-    sources: Sources<'_, V>,
-    synced: &Arc<AtomicU64>,
-) {
+/// What a process tells that programs no kernel: of its sources, its server and itself.
+pub fn without_node<V: Counted>(sources: Sources<'_, V>) -> Handler {
+    let mut registry = Registry::default();
+    let (healthz, livez) = sources.health.answers();
+    register_answers(registry.sub_registry_with_prefix("kubeproxy"), healthz, livez);
+    register_others(&mut registry, sources);
+    Arc::new(move |path| match path {
+        "/metrics" => answer(StatusCode::OK, text::CONTENT_TYPE, encode(&registry)),
+        _ => not_found(),
+    })
+}
+
+fn encode(registry: &Registry) -> String {
+    let mut encoded = String::new();
+    prometheus_client::encoding::text::encode(&mut encoded, registry)
+        .expect("writing to a string does not fail");
+    text::classic(&encoded)
+}
+
+fn register_answers(kube_proxy: &mut Registry, healthz: ByCode, livez: ByCode) {
+    kube_proxy.register("proxy_healthz", "Answers to /healthz by status code", healthz);
+    kube_proxy.register("proxy_livez", "Answers to /livez by status code", livez);
+}
+
+fn register_others<V: Counted>(registry: &mut Registry, sources: Sources<'_, V>) {
     let build = Family::<Label<&'static str>, Gauge>::default();
     build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
     registry.register("kpng_build_info", "The version of kpng, as a label", build);
-    let journal = kube::Journal { store: sources.store.clone(), synced: Arc::clone(synced) };
-    registry.register_collector(Box::new(journal));
+    registry.register_collector(Box::new(kube::Contents(sources.store.clone())));
     if let Some(stats) = sources.kube {
         registry.register_collector(Box::new(kube::Watcher(stats)));
+    }
+    if let Some(stats) = sources.client {
+        registry.register_collector(Box::new(api::Client(stats)));
+    }
+    if let Some(stats) = sources.server {
+        registry.register_collector(Box::new(api::Server(stats)));
     }
     registry.register_collector(Box::new(process::Process));
 }

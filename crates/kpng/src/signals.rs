@@ -18,7 +18,7 @@ impl Shutdown {
         let (sender, receiver) = watch::channel(false);
         tokio::spawn(async move {
             let name = received(&mut signals).await;
-            info!(signal = name, "ending; the data path stays as it is");
+            info!(signal = name, "ending; what is in force stays");
             sender.send_replace(true);
             received(&mut signals).await;
             end_at_once();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use kpng_core::local::Localize;
 use kpng_core::model::Family;
 use kpng_core::plan::Planner;
 use kpng_core::store::Store;
@@ -13,7 +14,6 @@ use crate::backends;
 use crate::cli::{DetectLocalMode, LocalArgs, NftArgs};
 use crate::conntrack::{Cleaner, Report};
 use crate::health::ProxyHealth;
-use crate::http::{Handler, Server};
 use crate::metrics::{Metrics, Sources};
 use crate::node_facts::{self, Interfaces, NodeSettings, PodDetectionMode};
 use crate::node_setup::{self, ConntrackConfig};
@@ -22,11 +22,12 @@ use crate::service_health::ServiceHealth;
 use crate::signals::Shutdown;
 
 use super::observe::Observer;
+use super::serving::{self, Beside, Serve};
 use super::source::Source;
 
 /// The name of this node: as told, or the host's.
-pub(super) fn name(local: &LocalArgs) -> anyhow::Result<Arc<str>> {
-    if let Some(name) = &local.node_name {
+pub(super) fn name(told: Option<&str>) -> anyhow::Result<Arc<str>> {
+    if let Some(name) = told {
         return Ok(name.trim().to_ascii_lowercase().into());
     }
     let uname = rustix::system::uname();
@@ -35,25 +36,33 @@ pub(super) fn name(local: &LocalArgs) -> anyhow::Result<Arc<str>> {
 }
 
 /// Keeps the kernel equal to what the source says, until a signal comes.
-pub(super) async fn run(
-    source: Source,
+pub(super) async fn run<S: Source<Value: Serve>>(
+    source: S,
+    node: Arc<str>,
     local: LocalArgs,
     nft: NftArgs,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let node = name(&local)?;
     let settings = settings(&local)?;
     let backend = backends::nft(&local, &nft)?;
+    let api = Beside::bind(&local, &node).await?;
     for problem in node_setup::apply(&setup(&local)) {
         warn!("{problem}");
     }
 
-    let (store, source) = source.start(shutdown.clone())?;
+    let source = source.start(shutdown.clone())?;
+    let store = source.store.clone();
     info!(node = &*node, "waiting for the first complete state");
     let health = ProxyHealth::new(local.serving.health_timeout);
-    let sources = Sources { health: &health, store: &store, kube: source.stats.clone() };
-    let metrics = Metrics::new(sources);
-    let _servers = serve(&local, &health, &metrics)?;
+    let metrics = Metrics::new(Sources {
+        health: &health,
+        store: &store,
+        kube: source.kube.clone(),
+        client: source.client.clone(),
+        server: api.stats(),
+    });
+    let _probes = serving::probes(&local.serving, &health, metrics.handler("nftables"))?;
+    let api = api.serve(&store);
 
     let (facts, facts_receiver) = watch::channel(None);
     let cleaner = Arc::new(Cleaner::new());
@@ -79,19 +88,21 @@ pub(super) async fn run(
             () = cleaner.run(|report| conntrack_cleaned(report, &metrics)) => Ok(()),
         }
     };
-    source.beside(work).await
+    source.beside(work).await?;
+    api.end().await
 }
 
 /// Prints the ruleset for the first complete state.
-pub(super) async fn dry_run(
-    source: Source,
+pub(super) async fn dry_run<S: Source>(
+    source: S,
+    node: Arc<str>,
     local: &LocalArgs,
     nft: &NftArgs,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let node = name(local)?;
     let settings = settings(local)?;
-    let (store, source) = source.start(shutdown.clone())?;
+    let source = source.start(shutdown.clone())?;
+    let store = source.store.clone();
     let config = backends::nft_config(local, nft);
     let work = async {
         let mut reader = store.reader();
@@ -161,29 +172,8 @@ fn setup(local: &LocalArgs) -> node_setup::Config {
     }
 }
 
-/// Serves health and metrics where the flags say.
-fn serve(
-    local: &LocalArgs,
-    health: &ProxyHealth,
-    metrics: &Metrics,
-) -> anyhow::Result<Vec<Server>> {
-    let serving = &local.serving;
-    let start = |what: &str, address, handler: Handler| match address {
-        Some(address) if serving.bind_address_hard_fail => {
-            Server::try_start(what, address, handler).map(Some)
-        }
-        Some(address) => Ok(Some(Server::start(what, address, handler))),
-        None => Ok(None),
-    };
-    let servers = [
-        start("health", serving.healthz_bind_address.0, health.handler())?,
-        start("metrics", serving.metrics_bind_address.0, metrics.handler("nftables"))?,
-    ];
-    Ok(servers.into_iter().flatten().collect())
-}
-
 /// Tells load balancers when the node is going away.
-async fn follow_eligibility(store: &Store, node: &str, health: &ProxyHealth) {
+async fn follow_eligibility<V: Localize>(store: &Store<V>, node: &str, health: &ProxyHealth) {
     let mut reader = store.reader();
     while reader.ready().await {
         reader.skip();

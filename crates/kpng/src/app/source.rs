@@ -1,33 +1,57 @@
-//! Where the cluster's state comes from.
+//! Where a store's contents come from.
 
 use std::sync::Arc;
 
+use kpng_api::client;
+use kpng_core::local::LocalService;
+use kpng_core::model::ServiceState;
 use kpng_core::store::Store;
-use kpng_kube::{Glob, NodeScope, Selection, Stats, Watcher};
+use kpng_kube::{Glob, NodeScope, Selection, Watcher};
 use tokio::task::JoinHandle;
 
-use crate::cli::{FileArgs, KubeArgs, LocalArgs};
+use crate::cli::{FileArgs, KubeArgs};
+use crate::metrics::Counted;
 use crate::signals::Shutdown;
 
 /// A source that has not begun.
+pub(super) trait Source {
+    /// What its store holds for each Service.
+    type Value: Counted;
+
+    /// Begins. The source ends with `shutdown`, or when it cannot begin.
+    fn start(self, shutdown: Shutdown) -> anyhow::Result<Running<Self::Value>>;
+}
+
+/// A source of what the cluster says.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) enum Cluster {
     Kube(kpng_kube::Config),
     File(FileArgs),
+    Api(client::Config),
+}
+
+/// A server that works out what Services mean on one node.
+#[derive(Debug)]
+pub(super) struct Remote {
+    pub(super) config: client::Config,
+    pub(super) node: Arc<str>,
 }
 
 /// A source at work.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct Running<V> {
     task: JoinHandle<anyhow::Result<()>>,
-    store: Store,
+    /// Where it writes.
+    pub(super) store: Store<V>,
     /// What the API watcher counts.
-    pub(super) stats: Option<Arc<Stats>>,
+    pub(super) kube: Option<Arc<kpng_kube::Stats>>,
+    /// What the client of a kpng server counts.
+    pub(super) client: Option<Arc<client::Stats>>,
 }
 
-impl Source {
-    /// The API server. Only our own Node matters to the local side.
-    pub(super) fn kube(args: KubeArgs, local: &LocalArgs) -> anyhow::Result<Self> {
+impl Cluster {
+    /// The API server, and so much of its Nodes.
+    pub(super) fn kube(args: KubeArgs, nodes: NodeScope) -> anyhow::Result<Self> {
         let globs = |patterns: &[String]| {
             patterns.iter().map(|pattern| Glob::new(pattern)).collect::<Result<Vec<_>, _>>()
         };
@@ -42,39 +66,52 @@ impl Source {
             server: args.server,
             service_proxy_name: args.service_proxy_name,
             selection,
-            nodes: NodeScope::Only(super::node::name(local)?.to_string()),
+            nodes,
         }))
-    }
-
-    /// A file.
-    pub(super) fn file(args: FileArgs) -> Self {
-        Self::File(args)
-    }
-
-    /// Begins. The source ends with `shutdown`, or when it cannot begin.
-    pub(super) fn start(self, shutdown: Shutdown) -> anyhow::Result<(Store, Running)> {
-        let (mut writer, store) = Store::new();
-        let running = match self {
-            Self::Kube(config) => {
-                let watcher = Watcher::new(config, writer)?;
-                let stats = Some(watcher.stats());
-                let task = tokio::spawn(async move { Ok(watcher.run(shutdown.wait()).await?) });
-                Running { task, store: store.clone(), stats }
-            }
-            Self::File(args) => {
-                let task = tokio::spawn(async move {
-                    let options = kpng_file::Options::default();
-                    let run = kpng_file::run(&args.input, &options, &mut writer, shutdown.wait());
-                    Ok(run.await?)
-                });
-                Running { task, store: store.clone(), stats: None }
-            }
-        };
-        Ok((store, running))
     }
 }
 
-impl Running {
+impl Source for Cluster {
+    type Value = ServiceState;
+
+    fn start(self, shutdown: Shutdown) -> anyhow::Result<Running<ServiceState>> {
+        let (mut writer, store) = Store::new();
+        let (mut kube, mut client) = (None, None);
+        let task = match self {
+            Self::Kube(config) => {
+                let watcher = Watcher::new(config, writer)?;
+                kube = Some(watcher.stats());
+                tokio::spawn(async move { Ok(watcher.run(shutdown.wait()).await?) })
+            }
+            Self::File(args) => tokio::spawn(async move {
+                let options = kpng_file::Options::default();
+                let run = kpng_file::run(&args.input, &options, &mut writer, shutdown.wait());
+                Ok(run.await?)
+            }),
+            Self::Api(config) => {
+                let stats = Arc::clone(client.insert(Arc::default()));
+                let run = client::follow_global(config, writer, stats, shutdown.wait());
+                tokio::spawn(async move { Ok(run.await?) })
+            }
+        };
+        Ok(Running { task, store, kube, client })
+    }
+}
+
+impl Source for Remote {
+    type Value = LocalService;
+
+    fn start(self, shutdown: Shutdown) -> anyhow::Result<Running<LocalService>> {
+        let (writer, store) = Store::local();
+        let stats: Arc<client::Stats> = Arc::default();
+        let client = Some(Arc::clone(&stats));
+        let run = client::follow_local(self.config, self.node, writer, stats, shutdown.wait());
+        let task = tokio::spawn(async move { Ok(run.await?) });
+        Ok(Running { task, store, kube: None, client })
+    }
+}
+
+impl<V: PartialEq> Running<V> {
     /// Runs `sink` until it ends, or until the source has failed.
     pub(super) async fn beside(
         mut self,

@@ -15,7 +15,7 @@ use prometheus_client::metrics::MetricType;
 
 use super::Counted;
 
-const NO_LABELS: [(&str, &str); 0] = [];
+pub(super) const NO_LABELS: [(&str, &str); 0] = [];
 
 /// How far the node is behind the store.
 #[derive(Debug)]
@@ -32,6 +32,26 @@ impl<V: Counted> Collector for Journal<V> {
         encoder
             .encode_descriptor("kpng_journal_lag", help, None, MetricType::Gauge)?
             .encode_gauge(&lag)
+    }
+}
+
+/// How much the store holds.
+#[derive(Debug)]
+pub(super) struct Contents<V>(pub(super) Store<V>);
+
+impl<V: Counted> Collector for Contents<V> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (services, nodes) = self.0.len();
+        for (name, help, number) in [
+            ("kpng_store_services", "Services that are known", services as u64),
+            ("kpng_store_nodes", "Nodes that are known", nodes as u64),
+            ("kpng_store_revision", "How often what is known has changed", self.0.revision()),
+        ] {
+            encoder
+                .encode_descriptor(name, help, None, MetricType::Gauge)?
+                .encode_gauge(&number)?;
+        }
+        Ok(())
     }
 }
 
@@ -100,7 +120,7 @@ impl Watcher {
     }
 }
 
-fn counters<L: EncodeLabelSet>(
+pub(super) fn counters<L: EncodeLabelSet>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,

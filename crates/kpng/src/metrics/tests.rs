@@ -20,9 +20,13 @@ struct Fixture {
 fn new() -> Fixture {
     let health = ProxyHealth::new(Duration::from_secs(60));
     let (writer, store) = Store::new();
-    let kube = Some(Arc::default());
-    let metrics = Metrics::new(Sources { health: &health, store: &store, kube });
+    let metrics = Metrics::new(sources(&health, &store));
     Fixture { metrics, health, writer }
+}
+
+fn sources<'a>(health: &'a ProxyHealth, store: &'a Store) -> Sources<'a, model::ServiceState> {
+    let (kube, client, server) = (Some(Arc::default()), Some(Arc::default()), Some(Arc::default()));
+    Sources { health, store, kube, client, server }
 }
 
 fn plan(state: &str) -> Plan {
@@ -63,6 +67,9 @@ fn names_and_types() {
         kubeproxy_sync_proxy_rules_endpoint_changes_total counter
         kpng_build_info gauge
         kpng_journal_lag gauge
+        kpng_store_services gauge
+        kpng_store_nodes gauge
+        kpng_store_revision gauge
         kpng_k8s_api_events_total counter
         kpng_watch_restarts_total counter
         kpng_watch_errors_total counter
@@ -71,6 +78,21 @@ fn names_and_types() {
         kpng_rejected_objects_total counter
         kpng_last_contact_timestamp_seconds gauge
         kpng_api_reconnects_total counter
+        kpng_api_client_connected gauge
+        kpng_api_client_connects_total counter
+        kpng_api_client_failures_total counter
+        kpng_api_client_syncs_total counter
+        kpng_api_client_operations_total counter
+        kpng_api_client_rejected_values_total counter
+        kpng_api_connections gauge
+        kpng_api_streams gauge
+        kpng_api_answers_total counter
+        kpng_api_operations_total counter
+        kpng_api_sent_bytes_total counter
+        kpng_api_encodings_total counter
+        kpng_api_refused_connections_total counter
+        kpng_api_failed_handshakes_total counter
+        kpng_api_denied_total counter
         process_cpu_seconds_total counter
         process_start_time_seconds gauge
         process_resident_memory_bytes gauge
@@ -133,6 +155,7 @@ fn syncs() {
         },
         parts,
         expect![[r#"
+            kpng_api_client_failures_total{} 0
             kubeproxy_sync_full_proxy_rules_duration_seconds_count 1
             kubeproxy_sync_full_proxy_rules_duration_seconds_sum 1.5
             kubeproxy_sync_partial_proxy_rules_duration_seconds_count 2
@@ -375,6 +398,7 @@ fn numbers_of_the_watcher() {
             "contact",
         ],
         expect![[r#"
+            kpng_api_client_rejected_values_total{} 0
             kpng_api_reconnects_total{} 0
             kpng_k8s_api_events_total{} 0
             kpng_left_out_fields_total{kind="endpointslices"} 0
@@ -405,7 +429,7 @@ fn numbers_of_the_watcher() {
     );
     let health = ProxyHealth::new(Duration::ZERO);
     let (_, store) = Store::new();
-    let metrics = Metrics::new(Sources { health: &health, store: &store, kube: None });
+    let metrics = Metrics::new(Sources { kube: None, ..sources(&health, &store) });
     assert_eq!(samples(&metrics, &["k8s_api_events", "watch_"]), "");
 }
 
@@ -487,6 +511,45 @@ fn changes_of_what_a_server_worked_out_are_counted() {
     assert_eq!(count(local("", one), local("", "pod1\npod2")), (0, 1));
     assert_eq!(count(local("", one), local("affinity=10", one)), (1, 0));
     assert_eq!(count(local("", one), None), (1, 1));
+}
+
+#[test]
+fn a_process_without_a_node_tells_of_its_sources_and_its_server() {
+    let health = ProxyHealth::new(Duration::from_secs(60));
+    let store = fixture("service a/b").store;
+    let page = without_node(sources(&health, &store));
+    let text = page("/metrics").into_body();
+    let samples = text.lines().filter(|line| !line.starts_with('#') && !line.contains("process_"));
+    let samples = samples.filter(|line| !line.contains("kind=")).collect::<Vec<_>>().join("\n");
+    expect![[r#"
+        kpng_build_info{version="0.1.0"} 1
+        kpng_store_services 1
+        kpng_store_nodes 1
+        kpng_store_revision 1
+        kpng_k8s_api_events_total{} 0
+        kpng_api_reconnects_total{} 0
+        kpng_api_client_connected 0
+        kpng_api_client_connects_total{} 0
+        kpng_api_client_failures_total{} 0
+        kpng_api_client_syncs_total{} 0
+        kpng_api_client_operations_total{} 0
+        kpng_api_client_rejected_values_total{} 0
+        kpng_api_connections 0
+        kpng_api_streams{api="local"} 0
+        kpng_api_streams{api="global"} 0
+        kpng_api_answers_total{} 0
+        kpng_api_operations_total{} 0
+        kpng_api_sent_bytes_total{} 0
+        kpng_api_encodings_total{} 0
+        kpng_api_refused_connections_total{} 0
+        kpng_api_failed_handshakes_total{} 0
+        kpng_api_denied_total{} 0
+        kubeproxy_proxy_healthz_total{code="200"} 0
+        kubeproxy_proxy_healthz_total{code="503"} 0
+        kubeproxy_proxy_livez_total{code="200"} 0
+        kubeproxy_proxy_livez_total{code="503"} 0"#]]
+    .assert_eq(&samples);
+    assert_eq!(page("/proxyMode").status().as_u16(), 404, "it is no proxy");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Times in JSON as Go writes them (RFC 3339, in UTC), which is what kube-proxy's health answers hold.
+//! Times as Go writes them in JSON (RFC 3339, in UTC).
 //!
 //! The zero time of Go stands for never.
 
@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const SECONDS_OF_DAY: u64 = 86_400;
 
 /// `2026-10-01T08:17:00.5Z`. Times before 1970 count as 1970.
-pub(super) fn format(time: Option<SystemTime>) -> String {
+pub(crate) fn format(time: Option<SystemTime>) -> String {
     let Some(time) = time else { return "0001-01-01T00:00:00Z".to_owned() };
     let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, of_day) =
