@@ -12,3 +12,5 @@ mod command_line;
 mod file;
 #[path = "node/process.rs"]
 mod process;
+#[path = "node/remote.rs"]
+mod remote;

@@ -110,6 +110,7 @@ fn connections(text: &str) -> Result<usize, String> {
 
 /// Flags of `watch`.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Output")]
 pub struct WatchArgs {
     /// Print a JSON object for each operation
     #[arg(long, global = true)]

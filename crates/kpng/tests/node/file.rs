@@ -9,11 +9,11 @@ use rustix::process::Signal;
 
 use crate::process::{Kpng, eventually, http, run, within};
 
-const FLAGS: &[&str] =
+pub(crate) const FLAGS: &[&str] =
     &["to-local", "to-nft", "--node-name=node-a", "--cluster-cidrs=10.0.0.0/8,fd00:180::/32"];
 
 /// A state with one service whose endpoints are these pods.
-fn state(pods: &[&str]) -> String {
+pub(crate) fn state(pods: &[&str]) -> String {
     let endpoints: String = pods
         .iter()
         .map(|pod| {
@@ -33,13 +33,13 @@ fn state(pods: &[&str]) -> String {
     )
 }
 
-fn network() -> Option<Network> {
+pub(crate) fn network() -> Option<Network> {
     let network = Network::new(Topology { pods: 3, remote_pods: 0 })?;
     network.pods.iter().for_each(|pod| pod.serve(&[8080]));
     Some(network)
 }
 
-fn write(path: &Path, text: &str) {
+pub(crate) fn write(path: &Path, text: &str) {
     let new = path.with_extension("new");
     std::fs::write(&new, text).unwrap();
     std::fs::rename(new, path).unwrap();
@@ -55,7 +55,7 @@ fn ask(from: &Host) -> Outcome {
     from.tcp(None, SocketAddr::new(vip, 80))
 }
 
-fn answered_by(from: &Host, pod: &str) -> bool {
+pub(crate) fn answered_by(from: &Host, pod: &str) -> bool {
     ask(from).answered_by() == Some(pod)
 }
 
