@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::CommandFactory;
+use kpng_api::{client, tls};
 use kpng_core::local::Localize;
 use kpng_core::store::Store;
 use kpng_kube::NodeScope;
@@ -17,7 +18,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::backends;
-use crate::cli::{BackendCommand, Cli, Command, LocalArgs, NftArgs, Sink};
+use crate::cli::{ApiArgs, BackendCommand, Cli, Command, LocalArgs, NftArgs, Sink};
 use crate::logging;
 use crate::signals::Shutdown;
 use crate::sinks::{exec, file, json};
@@ -78,19 +79,28 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
             from_cluster(Cluster::File(file), local, sink).await
         }
         Command::Api { api, local, sink } => {
-            from_cluster(Cluster::Api(api.config()), local, sink).await
+            from_cluster(Cluster::Api(api_config(api)?), local, sink).await
         }
         Command::Local { api, local, backend } => {
-            let remote = Remote { config: api.config(), node: own_name(&local)? };
+            let remote = Remote { config: api_config(api)?, node: own_name(&local)? };
             to_local(remote, local, backend).await
         }
-        Command::Watch { api, watch, what } => watch::run(&api.config(), &watch, what).await,
+        Command::Watch { api, watch, what } => watch::run(&api_config(api)?, &watch, what).await,
         Command::Version | Command::Completion { .. } => Ok(()),
     }
 }
 
 fn own_name(local: &LocalArgs) -> anyhow::Result<Arc<str>> {
     node::name(local.node_name.as_deref())
+}
+
+/// How to reach servers. TLS files that cannot be used are an error before anything is done.
+fn api_config(api: ApiArgs) -> anyhow::Result<client::Config> {
+    let config = api.config();
+    if config.tls.is_set() {
+        drop(tls::client_config(&config.tls)?);
+    }
+    Ok(config)
 }
 
 fn signals() -> anyhow::Result<Shutdown> {

@@ -1,7 +1,7 @@
 //! kpng, whole: sources, the pipeline of a node, backends, and what operators need around them.
 //!
 //! The binary is [`app::run`]. Who embeds kpng takes single crates ([`kpng_core`], [`kpng_kube`],
-//! [`kpng_file`], [`kpng_nft`]) or this one, and composes them as `app` does:
+//! [`kpng_file`], [`kpng_api`], [`kpng_nft`]) or this one, and composes them as `app` does:
 //!
 //! ```text
 //! source ──▶ Store ──▶ Pipeline (Planner ──▶ Backend) ──▶ events ──▶ health, metrics, conntrack

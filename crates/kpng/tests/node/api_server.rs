@@ -325,3 +325,34 @@ fn no_connection_is_lost_under_churn() {
     let healthz = http(&network.node, 10256, "/healthz").unwrap();
     assert!(healthz.contains(" 200 "), "{healthz}");
 }
+
+#[test]
+fn a_server_of_a_real_cluster_knows_all_its_nodes() {
+    let Some(cluster) = Cluster::start() else { return };
+    let node = &cluster.network.node;
+    cluster.create_service("web", json!({"sessionAffinity": "ClientIP"}));
+    let (here, there) =
+        (endpoint(cluster.network.pod(1)), endpoint(&cluster.network.remote_pods[0]));
+    cluster.set_endpoints("web", vec![here, there]);
+    let (kubeconfig, api) = cluster.api(|api| {
+        let labels = json!({"topology.kubernetes.io/zone": "b"});
+        api.create_node("node-b", labels, json!({}), json!({}));
+        let path = api.kubeconfig_path();
+        let socket = path.with_file_name("kpng.sock");
+        (format!("--kubeconfig={}", path.display()), format!("unix://{}", socket.display()))
+    });
+    let quiet = ["--healthz-bind-address=", "--metrics-bind-address="];
+    let listen = ["kube", &kubeconfig, "to-api", "--listen", &api];
+    let server = Kpng::start(node, &[&listen[..], &quiet].concat());
+    eventually("the server has everything", || server.log().contains("the state is complete"));
+    let ask = |arguments: &[&str]| run(node, &[&[env!("CARGO_BIN_EXE_kpng")], arguments].concat());
+
+    let seen = ask(&["watch", "local", "--once", "--json", "--node-name=node-b", "--api", &api]);
+    assert!(seen.contains(r#""path":"node-b""#) && seen.contains(r#""Zone":"b""#), "{seen}");
+    let file = |source: &[&str]| ask(&[source, &["to-file", "--once", "-o/dev/stdout"]].concat());
+    let expected = file(&["kube", &kubeconfig]);
+    for part in ["node-a", "node-b", "web", "timeoutseconds: 10800"] {
+        assert!(expected.contains(part), "{part} is not in\n{expected}");
+    }
+    assert_eq!(file(&["api", "--api", &api]), expected);
+}
