@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Passes all tests. First it installs what they need beyond Rust: Debian packages (as root), and a
 # kube-apiserver, which is built once from its Go module into .testbin/ (minutes), unless one is in
-# KUBEBUILDER_ASSETS or PATH. Arguments go to `cargo test`.
+# KUBEBUILDER_ASSETS or PATH. What the example clients in Go and Python need is downloaded by their
+# tests. Arguments go to `cargo test`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/local/go/bin:/usr/sbin:/sbin"
@@ -14,8 +15,8 @@ need iptables iptables
 need conntrack conntrack
 need etcd etcd-server
 need openssl openssl
-have_apiserver() { [ -x "${KUBEBUILDER_ASSETS:-/nowhere}/kube-apiserver" ] || command -v kube-apiserver >/dev/null || [ -x .testbin/kube-apiserver ]; }
-have_apiserver || need go golang-go
+need go golang-go
+python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
 
 if [ ${#packages[@]} -gt 0 ]; then
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
@@ -26,9 +27,10 @@ if [ ${#packages[@]} -gt 0 ]; then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
 
-# Debian's Go may be older than Kubernetes wants; the toolchain is a Go module like any other.
+# Debian's Go may be older than Kubernetes and the example want; the toolchain is a Go module like
+# any other.
 go_minor() { go env GOVERSION | sed 's/^go1\.\([0-9]*\).*/\1/'; }
-if ! have_apiserver && [ "$(go_minor)" -lt 21 ]; then
+if [ "$(go_minor)" -lt 24 ]; then
     toolchain="golang.org/toolchain@v0.0.1-go1.26.0.linux-$(go env GOARCH)"
     folder="$(cd "$(mktemp -d)" && go mod download -json "$toolchain" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')"
     chmod -R u+wx "$folder/bin" "$folder/pkg/tool"
