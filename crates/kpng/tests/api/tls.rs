@@ -134,3 +134,22 @@ fn a_node_sees_itself_only() {
     sees("relay", &["global"]);
     sees("relay", &["local", "--node-name=node-b"]);
 }
+
+#[test]
+fn what_is_served_beside_a_backend_is_secure_too() {
+    let folder = Folder::new();
+    let ca = Ca::new(&folder, "good");
+    ca.sign("server", "server");
+    ca.sign("client", "anybody");
+    let input = format!("--input={}", folder.write_state(&[("a", "10.0.0.1")]).display());
+    let listen = ["file", &input, "to-local", "to-json", "--also-listen=tcp://localhost:0"];
+    let tls = flags(&folder, "listen-tls", "server", "good");
+    let server =
+        Kpng::start(&[&listen[..], &tls.iter().map(String::as_str).collect::<Vec<_>>()].concat());
+    let api = by_name(&server);
+    let ask = ["watch", "local", "--once", "--json", "--api", &api];
+    let tls = flags(&folder, "api-client-tls", "client", "good");
+    let seen = output(&[&ask[..], &tls.iter().map(String::as_str).collect::<Vec<_>>()].concat());
+    assert!(seen.contains("10.0.0.1"), "{seen}");
+    fails(&ask, &[&api]);
+}
