@@ -20,8 +20,6 @@ pub(crate) use global::{
     global_ops,
 };
 pub(crate) use invalid::Invalid;
-pub(crate) use local::{
-    decode_local_endpoints, decode_local_node, local_node_op, local_ops, local_service,
-};
+pub(crate) use local::{decode_local_endpoints, decode_local_node, local_node_op, local_ops};
 pub(crate) use ops::{Ops, reset, sync};
 pub(crate) use service::decode_service;

@@ -42,11 +42,24 @@ pub struct LocalService {
     pub key: NamespacedName,
     /// The Service itself.
     pub service: Arc<Service>,
-    /// Every endpoint that serves somebody or could, sorted by address.
+    /// Every endpoint that serves somebody or could, sorted by address, then by its first port.
     pub endpoints: Vec<LocalEndpoint>,
 }
 
 impl LocalService {
+    /// The parts put together, with the endpoints in order.
+    pub fn new(
+        key: NamespacedName,
+        service: Arc<Service>,
+        mut endpoints: Vec<LocalEndpoint>,
+    ) -> Self {
+        endpoints.sort_by_key(|endpoint| {
+            let first = endpoint.ports.first();
+            (endpoint.address, first.map(|port| (port.port, port.service_port)))
+        });
+        Self { key, service, endpoints }
+    }
+
     /// Some endpoint exists for `service_port` in `family`, on any node: then a Local policy drops
     /// instead of rejecting.
     pub fn has_any(&self, service_port: usize, family: Family) -> bool {
@@ -160,10 +173,8 @@ pub fn localize(key: &NamespacedName, state: &ServiceState, here: &Place) -> Opt
         }
     }
     let used = endpoints.into_iter().filter(|(_, ports)| !ports.is_empty());
-    let mut endpoints: Vec<_> =
-        used.map(|(endpoint, ports)| local_endpoint(endpoint, ports, here)).collect();
-    endpoints.sort_by_key(|endpoint| (endpoint.address, endpoint.ports[0].port));
-    Some(LocalService { key: key.clone(), service: Arc::clone(service), endpoints })
+    let endpoints = used.map(|(endpoint, ports)| local_endpoint(endpoint, ports, here)).collect();
+    Some(LocalService::new(key.clone(), Arc::clone(service), endpoints))
 }
 
 fn local_endpoint(endpoint: &Endpoint, ports: Vec<EndpointPort>, here: &Place) -> LocalEndpoint {

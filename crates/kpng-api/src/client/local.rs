@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use kpng_core::local::LocalService;
 use kpng_core::model::NamespacedName;
 use kpng_core::store::{LocalBatch, LocalWriter};
 
@@ -138,7 +139,7 @@ impl Local {
                 }
             }
         }
-        batch.set_service(wire::local_service(key, service, endpoints));
+        batch.set_service(LocalService::new(key.clone(), service, endpoints));
         rejected
     }
 }

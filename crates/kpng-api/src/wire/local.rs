@@ -326,19 +326,6 @@ fn resolve(port: &ServicePort, overrides: &[Override]) -> Option<u16> {
     }
 }
 
-/// The state of a Service from its parts, with its endpoints in order.
-pub(crate) fn local_service(
-    key: &NamespacedName,
-    service: Arc<Service>,
-    mut endpoints: Vec<LocalEndpoint>,
-) -> LocalService {
-    endpoints.sort_by_key(|endpoint| {
-        let first = endpoint.ports.first();
-        (endpoint.address, first.map(|port| (port.port, port.service_port)))
-    });
-    LocalService { key: key.clone(), service, endpoints }
-}
-
 /// The framed operation that says what the view's node is.
 pub(crate) fn local_node_op(name: &str, node: Option<&Node>) -> Bytes {
     let bytes = node.map(|node| encode_node(name, node).encode_to_vec());

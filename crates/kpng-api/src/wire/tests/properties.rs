@@ -19,7 +19,7 @@ use super::{Copy, Ops, unframe};
 use crate::proto::localv1::Set;
 use crate::wire::{
     decode_endpoint_info, decode_local_endpoints, decode_service, decode_service_info, global_ops,
-    local_ops, local_service,
+    local_ops,
 };
 
 /// Of both families, and few enough to meet.
@@ -302,9 +302,9 @@ proptest! {
             .values(Set::EndpointsSet)
             .flat_map(|(_, bytes)| decode_local_endpoints(bytes, &service).unwrap())
             .collect();
-        let arrived = local_service(&arrived_key, service.into(), endpoints);
+        let arrived = LocalService::new(arrived_key, service.into(), endpoints);
         let expected = with_target_ports(on_the_wire(&sent.service)).into();
-        prop_assert_eq!(arrived, local_service(&key, expected, sent.endpoints));
+        prop_assert_eq!(arrived, LocalService::new(key, expected, sent.endpoints));
     }
 
     #[test]
