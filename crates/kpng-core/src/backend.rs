@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-use crate::model::NamespacedName;
-use crate::plan::Plan;
+use crate::model::{Family, NamespacedName, Protocol};
+use crate::plan::{At, LOCALHOST, NodeFacts, Packet, Plan, ServicePlan};
 
 /// A mechanism that makes a node behave as a [`Plan`] says.
 ///
@@ -29,12 +29,58 @@ pub trait Backend: Send {
         Ok(false)
     }
 
+    /// What the mechanism cannot do at all. Everything else has to work.
+    fn gaps(&self) -> &'static [Gap] {
+        &[]
+    }
+
     /// Removes everything that this backend ever installed, also by an earlier process. Goes on
     /// after a failure.
     ///
     /// # Errors
     /// The failures, when something of it is still there.
     fn cleanup(&mut self) -> Result<(), BackendError>;
+}
+
+/// Something that a backend cannot do, because its mechanism cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// What it cannot do.
+    pub what: Capability,
+    /// Why the mechanism cannot do it, for people.
+    pub why: &'static str,
+}
+
+/// What a plan can ask of a backend that not every mechanism can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Capability {
+    /// Frontends of protocol SCTP.
+    Sctp,
+    /// Node ports on 127.0.0.1.
+    LocalhostNodePorts,
+}
+
+impl Capability {
+    /// Whether a service asks for it.
+    pub fn is_needed_by(self, plan: &ServicePlan, facts: &NodeFacts) -> bool {
+        let mut frontends = plan.frontends.iter();
+        match self {
+            Self::Sctp => frontends.any(|frontend| frontend.protocol == Protocol::Sctp),
+            Self::LocalhostNodePorts => {
+                let at_node = |at| matches!(at, At::NodePort(Family::V4));
+                facts.localhost_node_ports && frontends.any(|frontend| at_node(frontend.at))
+            }
+        }
+    }
+
+    /// Whether what happens to a packet depends on it.
+    pub fn concerns(self, packet: &Packet<'_>) -> bool {
+        match self {
+            Self::Sctp => packet.protocol == Protocol::Sctp,
+            Self::LocalhostNodePorts => packet.destination == LOCALHOST,
+        }
+    }
 }
 
 /// Why a backend failed; it says itself what was attempted and on which object.

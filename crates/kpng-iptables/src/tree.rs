@@ -134,13 +134,12 @@ impl Tree {
     /// as one of them may have arisen from a leaf or become one, those next to the way.
     pub(crate) fn affected_by(&self, key: &Key, nodes: &mut BTreeSet<Node>) {
         let mut node = Node::root();
-        while let Some(fork) = self.fork(&node) {
+        while let Some(fork) = self.fork(&node).filter(|fork| key.0.starts_with(fork)) {
             nodes.extend(self.children(fork).map(|child| self.named(child)));
-            nodes.insert(node);
             let next = self.children(fork).find(|child| key.0.starts_with(&child.0));
-            let next = next.map(|next| self.named(next));
-            let Some(next) = next.filter(|next| key.0.starts_with(&next.0)) else { return };
-            node = next;
+            nodes.insert(node);
+            let Some(next) = next else { return };
+            node = self.named(next);
         }
         nodes.insert(node);
     }
@@ -265,6 +264,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
         /// Writing the affected nodes and deleting those that are gone gives the tree of the set.
         #[test]
         fn a_change_affects_what_it_says(

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use kpng_core::Backend;
+use kpng_core::backend::{Capability, Gap};
 use kpng_core::model::{Family, NamespacedName, Protocol};
 use kpng_core::plan::{Packet, Plan, Planner, Verdict};
 
@@ -174,6 +175,11 @@ impl<'a> OnNode<'a> {
         })
     }
 
+    /// Calls the backend's `gaps`.
+    pub fn gaps(&self) -> &'static [Gap] {
+        self.backend.lock().expect("no call panicked").gaps()
+    }
+
     /// Calls the backend's `cleanup`.
     ///
     /// # Panics
@@ -184,6 +190,57 @@ impl<'a> OnNode<'a> {
             let mut backend = backend.lock().expect("no call panicked");
             backend.cleanup().expect("cleanup works");
         });
+    }
+}
+
+/// The outcome of the conformance table for a backend with declared gaps: what belongs to a gap may
+/// fail, and something of each gap that is tried must.
+#[derive(Debug)]
+pub struct Conformance {
+    gaps: &'static [Gap],
+    wrong: Vec<String>,
+    tried: BTreeSet<Capability>,
+    failed: BTreeSet<Capability>,
+}
+
+impl Conformance {
+    /// Nothing was tried yet.
+    pub fn new(gaps: &'static [Gap]) -> Self {
+        let (tried, failed) = (BTreeSet::new(), BTreeSet::new());
+        Self { gaps, wrong: Vec::new(), tried, failed }
+    }
+
+    /// Sends the packets of a case through the network.
+    pub fn check(&mut self, case: &Case, network: &Network) {
+        for text in case.packets {
+            let probe = Probe::parse(text);
+            for family in families(&probe) {
+                let outcome = check_packet(&probe, network, family);
+                let outcome = outcome
+                    .map_err(|found| format!("{}: {text} ({}): {found}", case.name, family.name()));
+                self.note(&probe.packet(family, ""), outcome);
+            }
+        }
+    }
+
+    fn note(&mut self, packet: &Packet<'_>, outcome: Result<(), String>) {
+        let gaps = self.gaps.iter().map(|gap| gap.what);
+        let gaps: Vec<_> = gaps.filter(|what| what.concerns(packet)).collect();
+        self.tried.extend(&gaps);
+        if let Err(found) = outcome {
+            if gaps.is_empty() {
+                self.wrong.push(found);
+            }
+            self.failed.extend(gaps);
+        }
+    }
+
+    /// What is not as it must be.
+    pub fn finish(mut self) -> Vec<String> {
+        for what in self.tried.difference(&self.failed) {
+            self.wrong.push(format!("{what:?} is declared to be a gap, but works"));
+        }
+        self.wrong
     }
 }
 
@@ -263,4 +320,35 @@ fn check_packet(probe: &Probe<'_>, network: &Network, family: Family) -> Result<
 
 fn expect(outcome: Outcome, fits: &dyn Fn(&Outcome) -> bool) -> Result<(), String> {
     if fits(&outcome) { Ok(()) } else { Err(format!("{outcome:?}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GAPS: &[Gap] = &[Gap { what: Capability::Sctp, why: "a test" }];
+
+    fn check(outcomes: &[(&str, bool)], wrong: usize) {
+        let mut conformance = Conformance::new(GAPS);
+        for (text, works) in outcomes {
+            let outcome = if *works { Ok(()) } else { Err((*text).to_owned()) };
+            conformance.note(&Probe::parse(text).packet(Family::V4, ""), outcome);
+        }
+        assert_eq!(conformance.finish().len(), wrong, "{outcomes:?}");
+    }
+
+    #[test]
+    fn gaps_may_fail_and_nothing_else_may_and_they_must() {
+        let (sctp, more_sctp, tcp) = (
+            "pod1 -> cluster.1:80/SCTP = pod2",
+            "pod1 -> cluster.1:80/SCTP = drop",
+            "pod1 -> cluster.1:80 = pod2",
+        );
+        check(&[], 0);
+        check(&[(tcp, true)], 0);
+        check(&[(tcp, false)], 1);
+        check(&[(sctp, false), (more_sctp, true), (tcp, true)], 0);
+        check(&[(sctp, true), (tcp, true)], 1);
+        check(&[(sctp, false), (tcp, false)], 1);
+    }
 }
