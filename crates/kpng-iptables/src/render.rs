@@ -26,7 +26,7 @@ pub(crate) struct Chain {
 }
 
 /// Ranks, see [`Chain::rank`]. Nodes of trees lie between [`RANK_GUARD`] and [`RANK_BASE`].
-const RANK_HELPER: u8 = 0;
+pub(crate) const RANK_HELPER: u8 = 0;
 const RANK_ENDPOINT: u8 = 1;
 const RANK_POOL: u8 = 2;
 const RANK_ROUTE: u8 = 3;

@@ -1,1 +1,7 @@
+//! The backend without a kernel: what it would write, and what a packet would meet.
 
+mod growth;
+mod incremental;
+mod kernel;
+mod packets;
+mod text;

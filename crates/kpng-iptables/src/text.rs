@@ -13,7 +13,12 @@ const LINES_PER_INPUT: usize = 20_000;
 /// The inputs that make a change, in order. After each of them everything that worked before still
 /// works, as chains are written before those that lead to them.
 pub(crate) fn inputs(change: &Change) -> Vec<String> {
-    pieces(change, LINES_PER_INPUT).iter().map(Piece::text).collect()
+    inputs_of(change, LINES_PER_INPUT)
+}
+
+/// The same in inputs of about so many lines.
+pub(crate) fn inputs_of(change: &Change, lines: usize) -> Vec<String> {
+    pieces(change, lines).iter().map(Piece::text).collect()
 }
 
 /// One input.
@@ -161,7 +166,7 @@ mod tests {
             gone: vec![(Table::Nat, "KPNG-X".to_owned()), (Table::Nat, "KPNG-Y".to_owned())],
             hooks: vec![(Table::Nat, "-I OUTPUT -j KPNG-B".to_owned())],
         };
-        let texts: Vec<_> = pieces(&change, 4).iter().map(Piece::text).collect();
+        let texts = inputs_of(&change, 4);
         expect![[r"
             *nat
             :KPNG-A - [0:0]

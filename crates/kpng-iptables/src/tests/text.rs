@@ -1,0 +1,148 @@
+//! What is written, as text.
+
+use expect_test::{Expect, expect};
+use kpng_core::model::Family;
+use kpng_testkit::conformance::plan_of;
+
+use crate::Config;
+use crate::dry_run::chains;
+use crate::names::Table;
+use crate::render::RANK_HELPER;
+
+/// The chains of one family, without those that are always the same.
+fn check(cluster: &str, family: Family, expected: Expect) {
+    let planner = plan_of(cluster);
+    let chains = chains(planner.plan(), &Config::default(), family);
+    let mut text = String::new();
+    for table in Table::ALL {
+        text += &format!("*{}\n", table.name());
+        let of_table = |chain: &&crate::render::Chain| {
+            chain.table == table && chain.rank != RANK_HELPER && !chain.rules.is_empty()
+        };
+        for chain in chains.iter().filter(of_table) {
+            for rule in &chain.rules {
+                text += &format!("-A {} {rule}\n", chain.name);
+            }
+        }
+    }
+    expected.assert_eq(&text);
+}
+
+#[test]
+fn services() {
+    check(
+        "
+        service t/web cluster=cluster.1 lb=lb.1 port=http:80:30001 etp=Local ranges=client-net
+        slice t/web http=8080
+          pod1
+          remote1
+        service t/none cluster=cluster.2 port=dns:53/UDP:30053
+        ",
+        Family::V4,
+        expect![[r#"
+            *filter
+            -A KPNG-NODEPORTS -p udp -m comment --comment "t/none:dns" -m udp --dport 30053 -g KPNG-REJECT
+            -A KPNG-VIPS -d 172.30.0.1/32 -m comment --comment "kpng: no such port" -m addrtype ! --dst-type LOCAL -j KPNG-REJECT
+            -A KPNG-VIPS -d 172.30.0.2/32 -p udp -m comment --comment "t/none:dns" -m udp --dport 53 -g KPNG-REJECT
+            -A KPNG-VIPS -d 172.30.0.2/32 -m comment --comment "kpng: no such port" -m addrtype ! --dst-type LOCAL -j KPNG-REJECT
+            -A KPNG-VIPS -d 198.51.100.1/32 -p tcp -m comment --comment "t/web:http" -m tcp --dport 80 -j DROP
+            -A KPNG-FORWARD -m conntrack --ctstate INVALID -j DROP
+            -A KPNG-FORWARD -m conntrack --ctstate NEW -j KPNG-REFUSED
+            -A KPNG-FORWARD -d 172.30.0.0/16 -m conntrack --ctstate NEW -j DROP
+            -A KPNG-INPUT -m conntrack --ctstate NEW -j KPNG-REFUSED
+            -A KPNG-OUTPUT -m conntrack --ctstate NEW -j KPNG-REFUSED
+            -A KPNG-OUTPUT -d 172.30.0.0/16 -m conntrack --ctstate NEW -j DROP
+            -A KPNG-REFUSED -m conntrack --ctstate DNAT -j RETURN
+            -A KPNG-REFUSED -j KPNG-VIPS
+            -A KPNG-REFUSED -d 192.168.0.2/32 -j KPNG-NODEPORTS
+            *nat
+            -A KPNG-E-GGD25AEKZL3RB -s 10.180.1.1/32 -j KPNG-MARK
+            -A KPNG-E-GGD25AEKZL3RB -p tcp -m comment --comment "t/web:http" -j DNAT --to-destination 10.180.1.1:8080
+            -A KPNG-E-XQ53SNZ4P3AVF -s 10.180.0.1/32 -j KPNG-MARK
+            -A KPNG-E-XQ53SNZ4P3AVF -p tcp -m comment --comment "t/web:http" -j DNAT --to-destination 10.180.0.1:8080
+            -A KPNG-P-QVWKE2QPZSIRO -m comment --comment "t/web:http" -m statistic --mode random --probability 0.50000000000 -g KPNG-E-XQ53SNZ4P3AVF
+            -A KPNG-P-QVWKE2QPZSIRO -g KPNG-E-GGD25AEKZL3RB
+            -A KPNG-R-4A2BJSKSWJN6B -m comment --comment "t/web:http" -j KPNG-MARK-N
+            -A KPNG-R-4A2BJSKSWJN6B -s 10.0.0.0/8 -g KPNG-P-QVWKE2QPZSIRO
+            -A KPNG-R-4A2BJSKSWJN6B -m addrtype --src-type LOCAL -g KPNG-P-QVWKE2QPZSIRO
+            -A KPNG-R-4A2BJSKSWJN6B -g KPNG-E-XQ53SNZ4P3AVF
+            -A KPNG-R-CHCAGP7CHXT3L -m comment --comment "t/web:http" -j KPNG-MARK-NO
+            -A KPNG-R-CHCAGP7CHXT3L -g KPNG-P-QVWKE2QPZSIRO
+            -A KPNG-G-JMKLCZGABTS4E -s 203.0.113.0/25 -m comment --comment "t/web:http" -g KPNG-R-4A2BJSKSWJN6B
+            -A KPNG-G-JMKLCZGABTS4E -j ACCEPT
+            -A KPNG-NODEPORTS -p tcp -m comment --comment "t/web:http" -m tcp --dport 30001 -g KPNG-R-4A2BJSKSWJN6B
+            -A KPNG-NODEPORTS -p udp -m comment --comment "t/none:dns" -m udp --dport 30053 -j ACCEPT
+            -A KPNG-VIPS -d 172.30.0.1/32 -p tcp -m comment --comment "t/web:http" -m tcp --dport 80 -g KPNG-R-CHCAGP7CHXT3L
+            -A KPNG-VIPS -d 172.30.0.2/32 -p udp -m comment --comment "t/none:dns" -m udp --dport 53 -j ACCEPT
+            -A KPNG-VIPS -d 198.51.100.1/32 -p tcp -m comment --comment "t/web:http" -m tcp --dport 80 -g KPNG-G-JMKLCZGABTS4E
+            -A KPNG-OUTPUT -j KPNG-VIPS
+            -A KPNG-OUTPUT -d 192.168.0.2/32 -j KPNG-NODEPORTS
+            -A KPNG-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+            -A KPNG-POSTROUTING -j MARK --set-xmark 0x4000/0x0
+            -A KPNG-POSTROUTING -j MASQUERADE --random-fully
+            -A KPNG-PREROUTING -j KPNG-VIPS
+            -A KPNG-PREROUTING -d 192.168.0.2/32 -j KPNG-NODEPORTS
+        "#]],
+    );
+    check(
+        "
+        node pods=interface localhost=yes
+        service t/sticky cluster=cluster.1 port=:80 affinity=10800
+        slice t/sticky =8080
+          pod1
+          pod2
+          pod3
+        ",
+        Family::V6,
+        expect![[r#"
+            *filter
+            -A KPNG-VIPS -d fd00:172:30::1/128 -m comment --comment "kpng: no such port" -m addrtype ! --dst-type LOCAL -j KPNG-REJECT
+            -A KPNG-FORWARD -m conntrack --ctstate INVALID -j DROP
+            -A KPNG-FORWARD -m conntrack --ctstate NEW -j KPNG-REFUSED
+            -A KPNG-FORWARD -d fd00:172:30::/112 -m conntrack --ctstate NEW -j DROP
+            -A KPNG-INPUT -m conntrack --ctstate NEW -j KPNG-REFUSED
+            -A KPNG-OUTPUT -m conntrack --ctstate NEW -j KPNG-REFUSED
+            -A KPNG-OUTPUT -d fd00:172:30::/112 -m conntrack --ctstate NEW -j DROP
+            -A KPNG-REFUSED -m conntrack --ctstate DNAT -j RETURN
+            -A KPNG-REFUSED -j KPNG-VIPS
+            -A KPNG-REFUSED -d 2001:db8::1/128 -j KPNG-NODEPORTS
+            *nat
+            -A KPNG-E-5QHO7EYPLBX2P -s fd00:180::3/128 -j KPNG-MARK
+            -A KPNG-E-5QHO7EYPLBX2P -p tcp -m comment --comment "t/sticky" -m recent --set --name KPNG-5QHO7EYPLBX2P --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -j DNAT --to-destination [fd00:180::3]:8080
+            -A KPNG-E-O7MTKCJKQZVPO -s fd00:180::2/128 -j KPNG-MARK
+            -A KPNG-E-O7MTKCJKQZVPO -p tcp -m comment --comment "t/sticky" -m recent --set --name KPNG-O7MTKCJKQZVPO --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -j DNAT --to-destination [fd00:180::2]:8080
+            -A KPNG-E-TQVGTXRGXNITF -s fd00:180::1/128 -j KPNG-MARK
+            -A KPNG-E-TQVGTXRGXNITF -p tcp -m comment --comment "t/sticky" -m recent --set --name KPNG-TQVGTXRGXNITF --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -j DNAT --to-destination [fd00:180::1]:8080
+            -A KPNG-P-7EJHZD5F4BDHI -m comment --comment "t/sticky" -m recent --rcheck --seconds 10800 --reap --name KPNG-TQVGTXRGXNITF --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -g KPNG-E-TQVGTXRGXNITF
+            -A KPNG-P-7EJHZD5F4BDHI -m recent --rcheck --seconds 10800 --reap --name KPNG-O7MTKCJKQZVPO --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -g KPNG-E-O7MTKCJKQZVPO
+            -A KPNG-P-7EJHZD5F4BDHI -m recent --rcheck --seconds 10800 --reap --name KPNG-5QHO7EYPLBX2P --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -g KPNG-E-5QHO7EYPLBX2P
+            -A KPNG-P-7EJHZD5F4BDHI -m statistic --mode random --probability 0.33333333349 -g KPNG-E-TQVGTXRGXNITF
+            -A KPNG-P-7EJHZD5F4BDHI -m statistic --mode random --probability 0.50000000000 -g KPNG-E-O7MTKCJKQZVPO
+            -A KPNG-P-7EJHZD5F4BDHI -g KPNG-E-5QHO7EYPLBX2P
+            -A KPNG-R-ZORYP4GQBNCYD -m comment --comment "t/sticky" -j KPNG-MARK-NO
+            -A KPNG-R-ZORYP4GQBNCYD -g KPNG-P-7EJHZD5F4BDHI
+            -A KPNG-VIPS -d fd00:172:30::1/128 -p tcp -m comment --comment "t/sticky" -m tcp --dport 80 -g KPNG-R-ZORYP4GQBNCYD
+            -A KPNG-OUTPUT -j KPNG-VIPS
+            -A KPNG-OUTPUT -d 2001:db8::1/128 -j KPNG-NODEPORTS
+            -A KPNG-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+            -A KPNG-POSTROUTING -j MARK --set-xmark 0x4000/0x0
+            -A KPNG-POSTROUTING -j MASQUERADE --random-fully
+            -A KPNG-PREROUTING -j KPNG-VIPS
+            -A KPNG-PREROUTING -d 2001:db8::1/128 -j KPNG-NODEPORTS
+        "#]],
+    );
+}
+
+#[test]
+fn names_from_the_cluster_cannot_escape_their_comment() {
+    use kpng_core::model::NamespacedName;
+    use kpng_core::plan::NodeFacts;
+
+    let cluster = "service t/web cluster=cluster.1 port=http:80";
+    let planner = plan_of(cluster);
+    let plan = planner.plan().services().values().next().expect("there is one");
+    let key = NamespacedName::new("t\"\n-F", "web $(x)");
+    let chains = crate::render::service(&key, plan, &NodeFacts::default(), Family::V4);
+    let (_, _, entry) = &chains.entries[0];
+    assert_eq!(entry.comment, "t__-F/web___x_:http");
+}
