@@ -5,6 +5,7 @@
 
 pub mod conntrack;
 pub mod error;
+pub mod memory;
 pub mod namespace;
 pub mod netlink;
 pub mod nft;

@@ -1,39 +1,32 @@
-//! Memory that is free in the allocator and not for others.
+//! Keeps the process as small as what it holds.
 
-/// Gives free memory back to the kernel. glibc's allocator keeps what lies between two things that
-/// are in use; after a large list or a large deletion this is most of what the process has.
-///
-/// It takes some 10 ms for each 100 MB, so it is for after large changes only. With other allocators
-/// nothing happens.
-pub fn give_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    #[expect(unsafe_code, reason = "the C library has no other interface")]
-    // SAFETY: it takes a number, may be called from any thread, and touches only free memory.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
+use std::time::Duration;
 
-#[cfg(test)]
-mod tests {
-    #[cfg(target_env = "gnu")]
-    #[test]
-    fn what_lies_between_things_in_use_is_given_back() {
-        let resident = || {
-            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-            statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-        };
-        const BLOCK: usize = 16 << 10;
-        let mut blocks: Vec<_> = (0..4096).map(|_| Some(vec![1_u8; BLOCK])).collect();
-        for (at, block) in blocks.iter_mut().enumerate() {
-            if at % 64 != 0 {
-                *block = None;
-            }
+use kpng_api::server::Stats;
+use kpng_core::store::Reader;
+use kpng_linux::memory::give_back;
+
+/// From how many changed services on the memory that a change took, or left, is worth a look.
+pub const LARGE_CHANGE: usize = 1000;
+
+/// How many views are encoded in a [`ROUND`] when many clients come at once.
+const CROWD: u64 = 20_000;
+
+/// How often to look. A server has forgotten by the next round what it encoded for a crowd.
+const ROUND: Duration = Duration::from_secs(10);
+
+/// Gives memory back to the kernel after large changes, and after many clients have come to a server.
+pub async fn give_back_after_peaks<V: PartialEq>(mut reader: Reader<V>, server: &Stats) -> ! {
+    let (mut due, mut encodings) = (false, 0);
+    loop {
+        tokio::time::sleep(ROUND).await;
+        let large = reader.try_next().is_some_and(|update| update.services.len() >= LARGE_CHANGE);
+        let before = std::mem::replace(&mut encodings, server.encodings.get());
+        let peak = large || encodings - before >= CROWD;
+        if due && !peak {
+            // What it does is invisible but for the memory.
+            tokio::task::spawn_blocking(give_back).await.ok();
         }
-        let before = resident();
-        super::give_back();
-        let after = resident();
-        assert!(before > after + 2048 * BLOCK, "{before} bytes before, {after} after");
-        drop(blocks);
+        due = peak;
     }
 }

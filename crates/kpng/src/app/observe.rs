@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
+use kpng_linux::memory::give_back;
 use tracing::{debug, error, info, warn};
 
 use crate::conntrack::Cleaner;
 use crate::health::ProxyHealth;
-use crate::memory;
+use crate::memory::LARGE_CHANGE;
 use crate::metrics::Metrics;
 use crate::pipeline::{Event, Synced};
 use crate::service_health::ServiceHealth;
-
-/// From how many changed services on the memory that a change took, or left, is worth a look.
-const LARGE_CHANGE: usize = 1000;
 
 /// Tells everybody.
 pub(super) struct Observer {
@@ -74,7 +72,7 @@ impl Observer {
             debug!(changed = changes.services.len(), milliseconds, "changes are in force");
         }
         if full || changes.services.len() >= LARGE_CHANGE {
-            drop(tokio::task::spawn_blocking(memory::give_back));
+            drop(tokio::task::spawn_blocking(give_back));
         }
         if let Some(then) = self.at_first_sync.take() {
             then();

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::cli::{ListenTlsArgs, LocalArgs, ServingArgs, ToApiArgs};
 use crate::health::ProxyHealth;
 use crate::http::{self, Handler};
+use crate::memory;
 use crate::metrics::{self, Counted, Sources};
 use crate::signals::Shutdown;
 
@@ -95,7 +96,7 @@ pub(super) async fn to_api(
         store: &store,
         kube: source.kube.clone(),
         client: source.client.clone(),
-        server: Some(stats),
+        server: Some(Arc::clone(&stats)),
     });
     let _probes = probes(&local.serving, &health, metrics)?;
     let ready = async {
@@ -110,6 +111,7 @@ pub(super) async fn to_api(
         tokio::select! {
             () = server.run(store.clone(), shutdown.wait()) => Ok(()),
             never = ready => never,
+            never = memory::give_back_after_peaks(store.reader(), &stats) => never,
         }
     };
     source.beside(work).await

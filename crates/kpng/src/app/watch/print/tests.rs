@@ -34,7 +34,7 @@ fn reset() -> Op {
 
 fn sync() -> Op {
     let position = Some(Position { instance: "i".to_owned(), revision: 3 });
-    Op::Sync(EmptyOp { position })
+    Op::Sync(EmptyOp { position, ..EmptyOp::default() })
 }
 
 fn check(printer: &mut dyn Printer, ops: &[Op], expected: &Expect) {
