@@ -39,9 +39,13 @@ fn sample(text: &mut String, line: &str) {
         // Labels after the bound are not it.
         (!line[start + 12..end].contains('"')).then_some(end)
     });
-    match bound {
-        Some(end) => text.extend([&line[..end], &line[end + 2..], "\n"]),
-        None => text.extend([line, "\n"]),
+    match (bound, line.split_once("{} ")) {
+        (Some(end), _) => text.extend([&line[..end], &line[end + 2..], "\n"]),
+        // No labels need no braces.
+        (None, Some((name, value))) if !name.contains('{') => {
+            text.extend([name, " ", value, "\n"]);
+        }
+        (None, _) => text.extend([line, "\n"]),
     }
 }
 
@@ -53,6 +57,17 @@ mod tests {
 
     fn check(open_metrics: &str, expected: Expect) {
         expected.assert_eq(&classic(open_metrics));
+    }
+
+    #[test]
+    fn no_labels_are_no_braces() {
+        check(
+            "a_total{} 4\nb{x=\"{} 1\"} 2\n",
+            expect![[r#"
+            a_total 4
+            b{x="{} 1"} 2
+        "#]],
+        );
     }
 
     #[test]
