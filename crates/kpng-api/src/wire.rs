@@ -21,5 +21,5 @@ pub(crate) use global::{
 };
 pub(crate) use invalid::Invalid;
 pub(crate) use local::{decode_local_endpoints, decode_local_node, local_node_op, local_ops};
-pub(crate) use ops::{Ops, reset, sync};
+pub(crate) use ops::{Ops, reset, sync, triggered};
 pub(crate) use service::decode_service;

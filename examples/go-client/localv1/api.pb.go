@@ -403,7 +403,10 @@ func (*OpItem_Reset_) isOpItem_Op() {}
 type EmptyOp struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In Sync, for clients that send Have: what to send to resume from here.
-	Position      *Position `protobuf:"bytes,32,opt,name=Position,proto3" json:"Position,omitempty"`
+	Position *Position `protobuf:"bytes,32,opt,name=Position,proto3" json:"Position,omitempty"`
+	// In Sync, with Details: when the cluster made the earliest of the changes in this answer, in
+	// nanoseconds since the Unix epoch; 0 if that is not known.
+	Triggered     int64 `protobuf:"varint,33,opt,name=Triggered,proto3" json:"Triggered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -443,6 +446,13 @@ func (x *EmptyOp) GetPosition() *Position {
 		return x.Position
 	}
 	return nil
+}
+
+func (x *EmptyOp) GetTriggered() int64 {
+	if x != nil {
+		return x.Triggered
+	}
+	return 0
 }
 
 // Names a value in a set.
@@ -1534,9 +1544,10 @@ const file_localv1_api_proto_rawDesc = "" +
 	"\x03Set\x18\x02 \x01(\v2\x0e.localv1.ValueH\x00R\x03Set\x12&\n" +
 	"\x06Delete\x18\x03 \x01(\v2\f.localv1.RefH\x00R\x06Delete\x12(\n" +
 	"\x05Reset\x18\x04 \x01(\v2\x10.localv1.EmptyOpH\x00R\x05ResetB\x04\n" +
-	"\x02Op\"8\n" +
+	"\x02Op\"V\n" +
 	"\aEmptyOp\x12-\n" +
-	"\bPosition\x18  \x01(\v2\x11.localv1.PositionR\bPosition\"9\n" +
+	"\bPosition\x18  \x01(\v2\x11.localv1.PositionR\bPosition\x12\x1c\n" +
+	"\tTriggered\x18! \x01(\x03R\tTriggered\"9\n" +
 	"\x03Ref\x12\x1e\n" +
 	"\x03Set\x18\x01 \x01(\x0e2\f.localv1.SetR\x03Set\x12\x12\n" +
 	"\x04Path\x18\x02 \x01(\tR\x04Path\"=\n" +

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kpng_core::backoff::{Backoff, random};
 use tokio::time::sleep;
@@ -23,8 +23,8 @@ use super::stream::OpStream;
 use crate::address::Target;
 use crate::error::Error;
 use crate::proto::localv1::op_item::Op;
-use crate::proto::localv1::{OpItem, Position, Ref, Set};
-use crate::tls;
+use crate::proto::localv1::{EmptyOp, OpItem, Position, Ref, Set};
+use crate::{tls, wire};
 
 /// One of the two APIs, with the store that is fed from it.
 pub(super) trait Api {
@@ -52,8 +52,9 @@ pub(super) trait Api {
     fn rebuild(&self, unit: &Self::Unit, values: &Values, batch: &mut Self::Batch)
     -> Vec<Rejected>;
 
-    /// Puts writes in force. After the `first` the store is complete.
-    fn apply(&mut self, batch: Self::Batch, first: bool);
+    /// Puts writes in force, of changes the earliest of which was `triggered` then. After the
+    /// `first` the store is complete.
+    fn apply(&mut self, batch: Self::Batch, triggered: Option<SystemTime>, first: bool);
 }
 
 /// Where a value belongs.
@@ -186,7 +187,7 @@ impl<A: Api> Follower<A> {
                 Some(Op::Set(value)) => self.stage(value.r#ref, Some(value.bytes)),
                 Some(Op::Delete(path)) => self.stage(Some(path), None),
                 Some(Op::Sync(sync)) => {
-                    self.sync(sync.position);
+                    self.sync(sync);
                     self.targets[at].old = self.position.is_none();
                     if self.targets[at].old {
                         if may_ping {
@@ -229,7 +230,7 @@ impl<A: Api> Follower<A> {
     }
 
     /// Puts in force what was received.
-    fn sync(&mut self, position: Option<Position>) {
+    fn sync(&mut self, sync: EmptyOp) {
         let changed = self.replica.commit();
         let mut batch = A::Batch::default();
         for unit in changed {
@@ -237,8 +238,8 @@ impl<A: Api> Follower<A> {
             self.reject(unit, rejected);
         }
         let first = !std::mem::replace(&mut self.ever_synced, true);
-        self.api.apply(batch, first);
-        self.position = position;
+        self.api.apply(batch, wire::triggered(&sync), first);
+        self.position = sync.position;
         self.stats.syncs.add(1);
     }
 

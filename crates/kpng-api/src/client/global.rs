@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use kpng_core::model::{EndpointSlice, NamespacedName};
 use kpng_core::store::{Batch, Kind, Writer};
@@ -105,7 +106,10 @@ impl Api for Global {
         result.err().map(rejected).into_iter().collect()
     }
 
-    fn apply(&mut self, mut batch: Batch, first: bool) {
+    fn apply(&mut self, mut batch: Batch, triggered: Option<SystemTime>, first: bool) {
+        if let Some(triggered) = triggered {
+            batch.triggered_at(triggered);
+        }
         if first {
             Kind::ALL.into_iter().for_each(|kind| batch.mark_synced(kind));
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use kpng_core::local::LocalService;
 use kpng_core::model::NamespacedName;
@@ -94,7 +95,10 @@ impl Api for Local {
         }
     }
 
-    fn apply(&mut self, mut batch: LocalBatch, first: bool) {
+    fn apply(&mut self, mut batch: LocalBatch, triggered: Option<SystemTime>, first: bool) {
+        if let Some(triggered) = triggered {
+            batch.triggered_at(triggered);
+        }
         if first {
             batch.mark_synced();
         }

@@ -1,6 +1,7 @@
 //! What a stream is fed from: the state as one client sees it, a page at a time.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use kpng_core::local::{Localize, Place, Vantage, Vantages};
 use kpng_core::model::{NamespacedName, Node, ServiceState};
@@ -22,6 +23,8 @@ pub(super) struct Portion {
     /// With this the client has all of the revision; otherwise more follows.
     pub(super) complete: bool,
     pub(super) revision: Revision,
+    /// When the cluster made the earliest of the changes.
+    pub(super) triggered: Option<SystemTime>,
     /// Encoded operations that come before the page.
     pub(super) head: bytes::Bytes,
     pub(super) page: Page,
@@ -95,9 +98,12 @@ pub(super) struct LocalViews<V: Localize> {
 pub(super) struct LocalFeed<V: Localize> {
     views: Arc<LocalViews<V>>,
     reader: Reader<V>,
+    /// From where the client sees what it has.
     place: Place,
+    /// From where it shall see it, if that is another place.
+    next_place: Option<Place>,
     details: bool,
-    /// The client has seen services, from `place`.
+    /// The client has services.
     begun: bool,
 }
 
@@ -119,21 +125,57 @@ impl<V: Localize> LocalFeed<V> {
             }
             None => (views.store.reader(), Place::of(&node, None)),
         };
-        Self { views: Arc::clone(views), reader, place, details, begun: seen.is_some() }
+        let (views, begun) = (Arc::clone(views), seen.is_some());
+        Self { views, reader, place, next_place: None, details, begun }
     }
 
-    /// Takes note of the own Node. `false` when all services look different now.
-    fn follow_node(&mut self, update: &Update<V>) -> bool {
+    /// Takes note of the own Node: with another zone all services may look different.
+    fn follow_node(&mut self, update: &Update<V>) {
         if update.full {
-            self.begun = false;
+            (self.begun, self.next_place) = (false, None);
             self.place.zone = None;
         }
-        let Some(change) = own_node(update, &self.place.node) else { return true };
+        let Some(change) = own_node(update, &self.place.node) else { return };
         let place = |node: &Option<Arc<Node>>| Place::of(&self.place.node, node.as_deref());
         let (old, new) = (place(&change.old), place(&change.new));
-        let same = old == self.place && new == self.place;
-        self.place = new;
-        same || !self.begun
+        if !self.begun {
+            self.place = new;
+            return;
+        }
+        if self.next_place.is_none() {
+            self.place = old;
+        }
+        self.next_place = (new != self.place).then_some(new);
+    }
+
+    /// Looks at everything from the next place. `None` if there are news to be told first.
+    ///
+    /// This is rare (a node is labelled with its zone while it is watched), so it is not shared.
+    fn change_place(&mut self) -> Option<Portion> {
+        let all = self.views.store.reader().try_next()?;
+        if Some(all.revision) != self.reader.revision() {
+            return None;
+        }
+        let new_place = self.next_place.take()?;
+        let old_place = std::mem::replace(&mut self.place, new_place);
+        let ops = all.services.iter().filter_map(|(key, change)| {
+            let value = change.new.as_ref()?;
+            let vantages = value.vantages();
+            if vantages.from(&old_place) == vantages.from(&self.place) {
+                return None;
+            }
+            let [old, new] = [&old_place, &self.place].map(|place| value.localize(key, place));
+            Some(Arc::new(wire::local_ops(old.as_deref(), new.as_deref(), self.details)))
+        });
+        let page = Page::new(ops.collect(), LOCAL_DELETIONS);
+        Some(Portion {
+            full: false,
+            complete: true,
+            revision: all.revision,
+            triggered: None,
+            head: bytes::Bytes::new(),
+            page,
+        })
     }
 
     fn node_op(&self, update: &Update<V>) -> bytes::Bytes {
@@ -169,21 +211,25 @@ impl<V: Localize> Feed for LocalFeed<V> {
     }
 
     fn next(&mut self) -> Option<Portion> {
-        let mut update = self.reader.try_next_page(PAGE)?;
-        if !self.follow_node(&update) {
-            // Rare: a node is labelled with its zone while it is watched.
-            self.reader.rewind();
-            update = self.reader.try_next_page(PAGE)?;
-            self.follow_node(&update);
-        }
+        let update = loop {
+            if let Some(update) = self.reader.try_next_page(PAGE) {
+                break update;
+            }
+            self.next_place.as_ref()?;
+            if let Some(portion) = self.change_place() {
+                return Some(portion);
+            }
+        };
+        self.follow_node(&update);
         let head = self.node_op(&update);
         let ops: Vec<_> =
             update.services.iter().map(|(key, change)| self.ops(key, change)).collect();
         self.begun |= !ops.is_empty() || update.complete;
         Some(Portion {
             full: update.full,
-            complete: update.complete,
+            complete: update.complete && self.next_place.is_none(),
             revision: update.revision,
+            triggered: update.triggered,
             head,
             page: Page::new(ops, LOCAL_DELETIONS),
         })
@@ -282,6 +328,7 @@ impl Feed for GlobalFeed {
             full: update.full,
             complete: update.complete,
             revision: update.revision,
+            triggered: update.triggered,
             head: bytes::Bytes::new(),
             page: Page::new(ops.collect(), GLOBAL_DELETIONS),
         })

@@ -5,6 +5,7 @@
 //! made while it is taken: nothing is buffered but the piece that is on its way.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use tonic::Status;
@@ -61,6 +62,8 @@ pub(super) struct Watch<R, O: Open> {
     last_request: bool,
     state: State,
     portion: Option<Sending>,
+    /// When the cluster made the earliest change of the answer that is being sent.
+    triggered: Option<SystemTime>,
     /// The part of an answer that is ready to be sent.
     chunk: BytesMut,
 }
@@ -96,6 +99,7 @@ impl<R: Requests, O: Open> Watch<R, O> {
             last_request: false,
             state: State::Idle,
             portion: None,
+            triggered: None,
             chunk: BytesMut::new(),
         }
     }
@@ -145,7 +149,9 @@ impl<R: Requests, O: Open> Watch<R, O> {
     fn sync(&mut self, revision: u64) {
         let Some((request, feed)) = &self.current else { return };
         let position = request.have.is_some().then(|| self.position(feed, revision));
-        self.chunk.extend_from_slice(&wire::sync(position));
+        let triggered = self.triggered.filter(|_| request.details);
+        self.chunk.extend_from_slice(&wire::sync(position, triggered));
+        self.triggered = None;
         self.stats.answers.add(1);
         self.state = if request.push { State::Asked } else { State::Idle };
     }
@@ -158,7 +164,7 @@ impl<R: Requests, O: Open> Watch<R, O> {
     fn advance(&mut self) -> bool {
         let Some((_, feed)) = &mut self.current else { return false };
         let Some(portion) = feed.next() else { return false };
-        let Portion { full, complete, revision, head, page } = portion;
+        let Portion { full, complete, revision, triggered, head, page } = portion;
         let says_something = full || !head.is_empty() || !page.is_empty();
         if !says_something && self.state == State::Asked {
             return true; // the client cannot see what changed
@@ -168,6 +174,7 @@ impl<R: Requests, O: Open> Watch<R, O> {
             self.chunk.extend_from_slice(&wire::reset());
         }
         self.chunk.extend_from_slice(&head);
+        self.triggered = self.triggered.into_iter().chain(triggered).min();
         self.stats.operations.add(page.operations() + u64::from(!head.is_empty()));
         self.state = State::Answering;
         self.portion = Some(Sending { page, complete: complete.then_some(revision) });

@@ -9,9 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kpng_core::local::{EndpointPort, LocalEndpoint, LocalService};
-use kpng_core::model::{
-    Conditions, NamespacedName, Node, Service, ServicePort, TargetPort, TrafficPolicy,
-};
+use kpng_core::model::{Conditions, Node, Service, ServicePort, TargetPort, TrafficPolicy};
 use prost::Message as _;
 
 use super::fields::Override;

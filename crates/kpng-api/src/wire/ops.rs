@@ -1,6 +1,7 @@
 //! Operations as they go over the network: encoded and framed, once for all who get them.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -53,9 +54,17 @@ pub(crate) fn reset() -> Bytes {
     framed(Op::Reset(EmptyOp::default()))
 }
 
-/// The framed operation that ends an answer.
-pub(crate) fn sync(position: Option<Position>) -> Bytes {
-    framed(Op::Sync(EmptyOp { position }))
+/// The framed operation that ends an answer, the earliest change of which was `triggered` then.
+pub(crate) fn sync(position: Option<Position>, triggered: Option<SystemTime>) -> Bytes {
+    let since_epoch = triggered.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let triggered = since_epoch.and_then(|time| i64::try_from(time.as_nanos()).ok());
+    framed(Op::Sync(EmptyOp { position, triggered: triggered.unwrap_or(0) }))
+}
+
+/// When the earliest change of an answer was triggered, if its Sync says so.
+pub(crate) fn triggered(sync: &EmptyOp) -> Option<SystemTime> {
+    let nanoseconds = u64::try_from(sync.triggered).ok().filter(|time| *time != 0)?;
+    UNIX_EPOCH.checked_add(Duration::from_nanos(nanoseconds))
 }
 
 /// One framed operation: the value at a path, or that it is gone.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::history::Transaction;
 use super::{Applied, Kind, Store};
@@ -12,6 +13,7 @@ use crate::model::{NamespacedName, Node};
 #[derive(Debug, Default)]
 pub struct LocalBatch {
     ops: Vec<Op>,
+    triggered: Option<SystemTime>,
 }
 
 #[derive(Debug)]
@@ -64,6 +66,11 @@ impl LocalBatch {
         self.ops.push(Op::RetainNodes(names));
     }
 
+    /// When the cluster made the earliest of the changes in this batch.
+    pub fn triggered_at(&mut self, time: SystemTime) {
+        self.triggered = Some(time);
+    }
+
     /// The state is complete. Readers see nothing before.
     pub fn mark_synced(&mut self) {
         self.ops.push(Op::Synced);
@@ -83,7 +90,9 @@ impl LocalWriter {
 
     /// Applies all of `batch` as one revision. A batch that changes nothing makes none.
     pub fn apply(&mut self, batch: LocalBatch) -> Applied {
-        self.store.0.transact(None, |tx| batch.ops.into_iter().for_each(|op| apply(tx, op)))
+        self.store
+            .0
+            .transact(batch.triggered, |tx| batch.ops.into_iter().for_each(|op| apply(tx, op)))
     }
 
     /// A handle for readers.

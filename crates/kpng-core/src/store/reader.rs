@@ -146,6 +146,11 @@ impl<V: PartialEq> Reader<V> {
         self.extent = Extent::All;
     }
 
+    /// What this reader has seen, wholly or in part; `None` at the beginning.
+    pub fn revision(&self) -> Option<Revision> {
+        self.seen
+    }
+
     /// How many revisions this reader is behind.
     pub fn lag(&self) -> u64 {
         self.store.revision() - self.seen.unwrap_or(0)

@@ -254,7 +254,7 @@ impl<R> ServerStream<R> {
 
     /// Sync as new servers send it.
     pub(super) fn sync_at(&self, revision: u64) {
-        self.send(Op::Sync(EmptyOp { position: Some(position(revision)) }));
+        self.send(Op::Sync(EmptyOp { position: Some(position(revision)), ..EmptyOp::default() }));
     }
 
     pub(super) fn set(&self, set: Set, path: &str, message: &impl Message) {

@@ -340,7 +340,7 @@ async fn call(
     let collected = http_body_util::BodyExt::collect(response.into_body());
     let collected = timeout(PATIENCE, collected).await.unwrap();
     task.abort();
-    in_headers.or(collected.ok().and_then(|body| status(body.trailers()?)))
+    in_headers.or_else(|| status(collected.ok()?.trailers()?))
 }
 
 #[tokio::test]

@@ -289,32 +289,69 @@ async fn another_node_begins_anew() {
 }
 
 #[tokio::test]
-async fn a_node_that_learns_its_zone_begins_anew_once() {
+async fn a_node_that_learns_its_zone_is_told_what_differs() {
     let mut cluster = Cluster::new();
     cluster.service("web", &[("10.0.0.1", "n1")]);
-    let mut client = cluster.watch();
-    client.ask(Request { node: "n1".into(), push: true, details: true, ..Request::default() });
-    assert_eq!(client.operations().await.len(), 4);
+    cluster.write(|batch| {
+        put(batch, "hinted", &[("10.0.1.1", "n1"), ("10.0.1.2", "n2")]);
+        let hint = |ip: &str, zone: &str| Endpoint {
+            zone_hints: [zone.into()].into(),
+            pod: Some(zone.into()),
+            ..Endpoint::at(ip.parse().unwrap())
+        };
+        let endpoints = vec![hint("10.0.1.1", "a"), hint("10.0.1.2", "b")];
+        let ports = vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }];
+        batch.set_slice(key("hinted-x"), "hinted", EndpointSlice { endpoints, ports });
+    });
+    let (mut client, mut old) = (cluster.watch(), cluster.watch());
+    let have = Some(Position::default());
+    let request = Request { node: "n1".into(), push: true, details: true, have };
+    client.ask(request.clone());
+    old.ask(Request { push: true, node: "n1".into(), ..Request::default() });
+    old.operations().await;
+    let operations = client.operations().await;
+    assert_eq!(operations.len(), 7);
+    let Some(Op::Sync(sync)) = operations.last() else { panic!("{operations:?}") };
+    let position = sync.position.clone();
+
     let in_zone = |zone: &str| Node { zone: Some(zone.into()), ..Node::default() };
     cluster.write(|batch| batch.set_node("n1", in_zone("a")));
     client
         .check(expect![[r#"
-            reset
             + LocalNodesSet n1
-            + ServicesSet t/web
-            + EndpointsSet t/web/pod-10.0.0.1
-            sync
+            + EndpointsSet t/hinted/b
+            sync me/local/n1/true 3
         "#]])
         .await;
+    old.check(expect![[r#"
+        - EndpointsSet t/hinted/b
+        sync
+    "#]])
+        .await;
     cluster.write(|batch| batch.set_node("n1", Node { going_away: true, ..in_zone("a") }));
-    client.check(expect!["+ LocalNodesSet n1\nsync\n"]).await;
+    client.check(expect!["+ LocalNodesSet n1\nsync me/local/n1/true 4\n"]).await;
+    cluster.write(|batch| batch.set_node("n1", in_zone("b")));
+    old.check(expect![[r#"
+        + EndpointsSet t/hinted/b
+        - EndpointsSet t/hinted/a
+        sync
+    "#]])
+        .await;
     cluster.write(|batch| batch.delete_node("n1"));
-    client
+    old.check(expect![[r#"
+        + EndpointsSet t/hinted/a
+        sync
+    "#]])
+        .await;
+
+    cluster.write(|batch| batch.set_node("n1", in_zone("b")));
+    let mut resumed = cluster.watch();
+    resumed.ask(Request { have: position, ..request });
+    resumed
         .check(expect![[r#"
-            reset
-            + ServicesSet t/web
-            + EndpointsSet t/web/pod-10.0.0.1
-            sync
+            + LocalNodesSet n1
+            + EndpointsSet t/hinted/a
+            sync me/local/n1/true 7
         "#]])
         .await;
 }
@@ -365,6 +402,33 @@ async fn a_client_resumes_where_it_was() {
     let operations = client.operations().await;
     assert!(matches!(operations[0], Op::Reset(_)), "that is forgotten: {operations:?}");
     assert_eq!(at(operations).revision, cluster.local.store.revision());
+}
+
+#[tokio::test]
+async fn an_answer_says_when_its_earliest_change_was_made() {
+    let at = |seconds| Some(std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
+    for details in [true, false] {
+        let mut cluster = Cluster::new();
+        let mut client = cluster.watch();
+        let request = Request { node: "n1".into(), details, ..Request::default() };
+        client.ask(request.clone());
+        client.operations().await;
+        for (seconds, name) in [(9, "a"), (7, "b"), (8, "c")] {
+            cluster.write(|batch| {
+                put(batch, name, &[]);
+                batch.triggered_at(at(seconds).unwrap());
+            });
+        }
+        let mut times = Vec::new();
+        for _ in 0..2 {
+            client.ask(request.clone());
+            let operations = client.operations().await;
+            let Some(Op::Sync(sync)) = operations.last() else { panic!("{operations:?}") };
+            times.push(crate::wire::triggered(sync));
+            cluster.service("d", &[]);
+        }
+        assert_eq!(times, if details { [at(7), None] } else { [None, None] });
+    }
 }
 
 /// What a client has after its operations.

@@ -1,6 +1,7 @@
 //! Bytes and hashes that KPNG's Go code produced.
 
 use std::net::IpAddr;
+use std::time::{Duration, UNIX_EPOCH};
 
 use kpng_core::local::{EndpointPort, LocalEndpoint, LocalService};
 use kpng_core::model::{
@@ -16,7 +17,7 @@ use crate::proto::{globalv1, localv1};
 use crate::wire::ops::hash;
 use crate::wire::{
     SliceEndpoint, decode_endpoint_info, decode_node_info, decode_service, decode_service_info,
-    global_node_ops, local_ops, reset, sync,
+    global_node_ops, local_ops, reset, sync, triggered,
 };
 
 fn bytes(hex: &str) -> Vec<u8> {
@@ -55,7 +56,7 @@ fn service_with_everything() {
             target_port: TargetPort::Number(8080),
         }],
         external_traffic_policy: TrafficPolicy::Local,
-        session_affinity: Some(std::time::Duration::from_secs(10)),
+        session_affinity: Some(Duration::from_secs(10)),
         labels: [("a".into(), "1".into()), ("b".into(), "2".into())].into(),
         ..Service::default()
     };
@@ -79,7 +80,7 @@ fn service_with_everything() {
 fn service_with_affinity_in_the_order_of_go() {
     const GO: &str = "0a026e73120161600168055a02080a";
     let (_, service) = decode_service(&bytes(GO)).unwrap();
-    assert_eq!(service.session_affinity, Some(std::time::Duration::from_secs(10)));
+    assert_eq!(service.session_affinity, Some(Duration::from_secs(10)));
     assert_eq!(service.internal_traffic_policy, TrafficPolicy::Local);
     assert_eq!(service.health_check_node_port, Some(5));
     let again = localv1::Service::decode(&*bytes(GO)).unwrap().encode_to_vec();
@@ -164,10 +165,15 @@ fn node() {
 #[test]
 fn frames() {
     assert_eq!(*reset(), *bytes("00000000022200"));
-    assert_eq!(*sync(None), *bytes("00000000020a00"));
+    assert_eq!(*sync(None, None), *bytes("00000000020a00"));
     let position = Position { instance: "i".to_owned(), revision: 7 };
-    let [item] = unframe(&sync(Some(position.clone()))).try_into().unwrap();
-    assert_eq!(item.op, Some(Op::Sync(EmptyOp { position: Some(position) })));
+    let time = UNIX_EPOCH + Duration::new(1_700_000_000, 5);
+    let [item] = unframe(&sync(Some(position.clone()), Some(time))).try_into().unwrap();
+    let Some(Op::Sync(end)) = item.op else { panic!("{item:?}") };
+    assert_eq!(triggered(&end), Some(time));
+    assert_eq!(end.position, Some(position));
+    assert_eq!(triggered(&EmptyOp::default()), None);
+    assert_eq!(triggered(&EmptyOp { triggered: -5, ..EmptyOp::default() }), None);
     assert_eq!(local_ops(None, None, true), Ops::default());
     assert!(Ops::default().is_empty());
 }
