@@ -4,14 +4,18 @@
 #![expect(clippy::disallowed_methods, reason = "iptables-save is the judge of what is written")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kpng_core::Backend;
+use kpng_core::model::Family;
 use kpng_core::plan::{Plan, Planner};
 use kpng_iptables::{Config, Iptables, Variant, ruleset_text};
 use kpng_testkit::cases::{CASES, PORTS};
-use kpng_testkit::conformance::{OnNode, all_services, check_packets, plan, plan_of};
+use kpng_testkit::conformance::{Conformance, OnNode, all_services, plan, plan_of};
+use kpng_testkit::fixture::address;
 use kpng_testkit::network::{Host, Network, Topology};
 
 fn network() -> Option<Network> {
@@ -48,16 +52,24 @@ fn run(host: &Host, program: &str, arguments: &[&str], input: &str) -> String {
     })
 }
 
-/// What iptables-save prints of both families, without time stamps, and with counters if wanted.
-fn saved(host: &Host, variant: Variant, counters: bool) -> String {
-    let arguments: &[&str] = if counters { &["-c"] } else { &[] };
+/// What iptables-save prints of both families, without what changes by itself.
+fn saved(host: &Host, variant: Variant) -> String {
     let mut text = String::new();
     for family in ["ip", "ip6"] {
         let program = format!("{family}tables-{}-save", variant.name());
-        let output = run(host, &program, arguments, "");
-        text.extend(output.lines().filter(|line| !line.starts_with('#')).map(|l| format!("{l}\n")));
+        for line in run(host, &program, &[], "").lines().filter(|line| !line.starts_with('#')) {
+            // Built-in chains count packets that nobody here has sent.
+            let line = if line.starts_with(':') { line.split(" [").next().unwrap() } else { line };
+            text += &format!("{line}\n");
+        }
     }
     text
+}
+
+/// The rules of our chains with their counters.
+fn counted(host: &Host, variant: Variant) -> Vec<String> {
+    let output = run(host, &format!("iptables-{}-save", variant.name()), &["-c"], "");
+    output.lines().filter(|line| line.contains(" -A KPNG-")).map(str::to_owned).collect()
 }
 
 fn conforms(variant: Variant) {
@@ -65,15 +77,17 @@ fn conforms(variant: Variant) {
     let node = OnNode::new(&network, backend(variant));
     let mut before = Plan::default();
     node.sync(&before, None);
-    let mut wrong = Vec::new();
+    let mut conformance = Conformance::new(node.gaps());
     // From each state straight to the next: the difference is what gets written.
     for case in CASES {
         let planner = plan(case);
         node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
-        wrong.extend(check_packets(case, &network));
+        conformance.check(case, &network);
         before = planner.plan().clone();
     }
+    let wrong = conformance.finish();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(!disturbed_soon(&node), "nobody else has changed anything");
 }
 
 #[test]
@@ -84,4 +98,250 @@ fn packets_go_where_the_plan_says() {
 #[test]
 fn packets_go_where_the_plan_says_in_legacy() {
     conforms(Variant::Legacy);
+}
+
+#[test]
+fn packets_go_where_the_text_says() {
+    let Some(network) = network() else { return };
+    let text = ruleset_text(everything().plan(), &Config::default());
+    let (v4, v6) = text.split_once("# ip6tables-restore").unwrap();
+    let v6 = format!("#{v6}");
+    for variant in Variant::ALL {
+        for (program, text) in [("iptables", v4), ("ip6tables", &v6)] {
+            let program = format!("{program}-{}-restore", variant.name());
+            run(&network.node, &program, &["--noflush"], text);
+        }
+        let by_text = saved(&network.node, variant);
+        // What the text makes is what the backend would write.
+        let node = OnNode::new(&network, backend(variant));
+        node.sync(everything().plan(), None);
+        assert_eq!(saved(&network.node, variant), by_text);
+        node.cleanup();
+    }
+}
+
+/// Whether the backend notices a disturbance within the five seconds that it has.
+fn disturbed_soon(node: &OnNode<'_>) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        if node.disturbed() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    false
+}
+
+/// All cases in one state.
+fn everything() -> Planner {
+    let mut text = String::new();
+    for (number, case) in
+        CASES.iter().enumerate().filter(|(_, case)| !case.cluster.contains("node "))
+    {
+        text.push_str(&case.cluster.replace(" t/", &format!(" t{number}/")));
+    }
+    plan_of(&text)
+}
+
+#[test]
+fn a_restart_writes_nothing() {
+    let Some(network) = network() else { return };
+    for variant in Variant::ALL {
+        let node = OnNode::new(&network, backend(variant));
+        node.sync(everything().plan(), None);
+        // Counters of rules, which would be lost if they were written.
+        network.client.tcp(None, "192.168.0.2:30001".parse().unwrap());
+        let before = counted(&network.node, variant);
+        assert!(before.iter().any(|line| !line.starts_with("[0:0]")), "{before:?}");
+        let restarted = OnNode::new(&network, backend(variant));
+        restarted.sync(everything().plan(), None);
+        assert_eq!(counted(&network.node, variant), before, "{variant:?}");
+        assert!(!disturbed_soon(&restarted));
+        restarted.cleanup();
+    }
+}
+
+#[test]
+fn a_restart_with_another_state_changes_only_the_difference() {
+    let Some(network) = network() else { return };
+    for variant in Variant::ALL {
+        for pair in CASES.chunks(2).filter(|pair| pair.len() == 2) {
+            let (before, after) = (plan(&pair[0]), plan(&pair[1]));
+            OnNode::new(&network, backend(variant)).sync(before.plan(), None);
+            let restarted = OnNode::new(&network, backend(variant));
+            restarted.sync(after.plan(), None);
+            let adopted = saved(&network.node, variant);
+            restarted.cleanup();
+            restarted.sync(after.plan(), None);
+            let fresh = saved(&network.node, variant);
+            assert_eq!(sorted(&adopted), sorted(&fresh), "{}", pair[1].name);
+        }
+    }
+}
+
+/// Chains in any order, rules of a chain in theirs.
+fn sorted(saved: &str) -> BTreeMap<(&str, &str), Vec<&str>> {
+    let mut chains: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    let mut table = "";
+    for line in saved.lines() {
+        if line.starts_with('*') {
+            table = line;
+        } else if let Some(rule) = line.strip_prefix("-A ") {
+            let (chain, rule) = rule.split_once(' ').unwrap();
+            chains.entry((table, chain)).or_default().push(rule);
+        } else if let Some(chain) = line.strip_prefix(':') {
+            chains.entry((table, chain.split(' ').next().unwrap())).or_default();
+        }
+    }
+    chains
+}
+
+/// Rules as others on a node have them.
+const FOREIGN: &str = "\
+*filter
+:CNI-FORWARD - [0:0]
+:KUBE-FIREWALL - [0:0]
+-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT
+-A FORWARD -m comment --comment \"of a CNI\" -j CNI-FORWARD
+-A CNI-FORWARD -i cni0 -j ACCEPT
+-A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP
+COMMIT
+*nat
+:CNI-HOSTPORT - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT
+-A OUTPUT -m addrtype --dst-type LOCAL -j CNI-HOSTPORT
+-A CNI-HOSTPORT -p tcp -m tcp --dport 8888 -j REDIRECT --to-ports 80
+-A POSTROUTING -o eth0 -p tcp -m tcp --dport 9999 -j MASQUERADE
+COMMIT
+*mangle
+:KUBE-IPTABLES-HINT - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+COMMIT
+";
+
+#[test]
+fn rules_of_others_stay_as_they_are() {
+    let Some(network) = network() else { return };
+    for variant in Variant::ALL {
+        for family in ["ip", "ip6"] {
+            let program = format!("{family}tables-{}-restore", variant.name());
+            run(&network.node, &program, &["--noflush"], FOREIGN);
+        }
+        let foreign = saved(&network.node, variant);
+        let node = OnNode::new(&network, backend(variant));
+        let mut before = Plan::default();
+        node.sync(&before, None);
+        for case in CASES.iter().step_by(7) {
+            let planner = plan(case);
+            node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
+            before = planner.plan().clone();
+            let with_ours = saved(&network.node, variant);
+            let others = with_ours.lines().filter(|line| !line.contains("KPNG-"));
+            let others: String = others.map(|line| format!("{line}\n")).collect();
+            assert_eq!(others, foreign);
+        }
+        node.cleanup();
+        assert_eq!(saved(&network.node, variant), foreign, "{variant:?}");
+    }
+}
+
+#[test]
+fn the_variant_is_that_of_others() {
+    let Some(network) = network() else { return };
+    let detected = || network.node.run(|| Iptables::open(Config::default()).unwrap().variant());
+    assert_eq!(detected(), Variant::Nft, "without any sign");
+    run(&network.node, "iptables-legacy", &["-A", "INPUT", "-j", "ACCEPT"], "");
+    assert_eq!(detected(), Variant::Legacy, "which has more rules");
+    run(&network.node, "ip6tables-nft", &["-t", "mangle", "-N", "KUBE-KUBELET-CANARY"], "");
+    assert_eq!(detected(), Variant::Nft, "where kubelet left a hint");
+    run(&network.node, "ip6tables-nft", &["-t", "mangle", "-X", "KUBE-KUBELET-CANARY"], "");
+    run(&network.node, "iptables-legacy", &["-t", "mangle", "-N", "KUBE-IPTABLES-HINT"], "");
+    run(&network.node, "iptables-nft", &["-A", "INPUT", "-j", "ACCEPT"], "");
+    run(&network.node, "iptables-nft", &["-A", "INPUT", "-j", "ACCEPT"], "");
+    assert_eq!(detected(), Variant::Legacy, "where kubelet left a hint");
+}
+
+#[test]
+fn cleanup_removes_both_variants() {
+    let Some(network) = network() else { return };
+    let empty = Variant::ALL.map(|variant| {
+        OnNode::new(&network, backend(variant)).sync(everything().plan(), None);
+        saved(&network.node, variant)
+    });
+    assert!(empty.iter().all(|text| text.contains("KPNG-")));
+    OnNode::new(&network, backend(Variant::Nft)).cleanup();
+    for variant in Variant::ALL {
+        let left = saved(&network.node, variant);
+        assert!(!left.contains("KPNG-"), "{left}");
+    }
+}
+
+#[test]
+fn changes_by_others_are_noticed_and_repaired() {
+    let Some(network) = network() else { return };
+    for variant in Variant::ALL {
+        let node = OnNode::new(&network, backend(variant));
+        node.sync(everything().plan(), None);
+        let intact = saved(&network.node, variant);
+        for (program, arguments) in [
+            ("iptables", "-t nat -F"),
+            ("ip6tables", "-t filter -F"),
+            ("iptables", "-t nat -F KPNG-VIPS"),
+            ("ip6tables", "-t filter -D INPUT 1"),
+            ("iptables", "-t nat -I KPNG-PREROUTING -j RETURN"),
+        ] {
+            let program = format!("{program}-{}", variant.name());
+            let arguments: Vec<_> = arguments.split(' ').collect();
+            run(&network.node, &program, &arguments, "");
+            assert!(disturbed_soon(&node), "{program} {arguments:?}");
+            node.sync(everything().plan(), None);
+            let repaired = saved(&network.node, variant);
+            assert_eq!(sorted(&repaired), sorted(&intact), "{program} {arguments:?}");
+        }
+        let program = format!("iptables-{}", variant.name());
+        run(&network.node, &program, &["-A", "FORWARD", "-j", "ACCEPT"], "");
+        run(&network.node, &program, &["-t", "nat", "-N", "OTHER"], "");
+        assert!(!disturbed_soon(&node), "rules of others are none of our business");
+        node.cleanup();
+    }
+}
+
+#[test]
+fn clients_stick_to_an_endpoint() {
+    const CLUSTER: &str = "
+        service t/sticky cluster=cluster.1 port=http:80:30001 affinity=10800
+        slice t/sticky http=8080
+          pod1
+          pod2
+          remote1
+          remote2
+    ";
+    let Some(network) = network() else { return };
+    let (before, after) = (plan_of(CLUSTER), plan_of(&format!("{CLUSTER} pod3")));
+    for variant in Variant::ALL {
+        let node = OnNode::new(&network, backend(variant));
+        node.sync(before.plan(), None);
+        for family in Family::ALL {
+            let ask = |to: &str, port| {
+                let to = SocketAddr::new(address(to, family), port);
+                network.pod(4).tcp(None, to).answered_by().map(str::to_owned)
+            };
+            let first = ask("cluster.1", 80).expect("somebody answers");
+            let sticks = || (0..10).all(|_| ask("cluster.1", 80).as_ref() == Some(&first));
+            assert!(sticks(), "{variant:?}");
+            assert_eq!(ask("node", 30_001).as_ref(), Some(&first), "by any frontend");
+            node.sync(after.plan(), Some(all_services(before.plan(), after.plan())));
+            assert!(sticks(), "an endpoint more");
+            let restarted = OnNode::new(&network, backend(variant));
+            restarted.sync(before.plan(), None);
+            assert!(sticks(), "an endpoint less, and a restart");
+            let gone = plan_of(&CLUSTER.replace(&format!("{first}\n"), "\n"));
+            restarted.sync(gone.plan(), Some(all_services(before.plan(), gone.plan())));
+            let second = ask("cluster.1", 80).expect("somebody answers");
+            assert_ne!(second, first);
+            assert!((0..10).all(|_| ask("cluster.1", 80).as_ref() == Some(&second)));
+            node.sync(before.plan(), None);
+        }
+        node.cleanup();
+    }
 }

@@ -62,7 +62,7 @@ fn cluster(services: u32) -> Planner {
     planner
 }
 
-/// The most rules that a first packet to any of the services' cluster IPs and node ports meets.
+/// The most rules that a first packet to any of a hundred of the services' cluster IPs and node ports meets.
 fn most_rules(services: u32, family: Family) -> usize {
     let planner = cluster(services);
     let kernel = packets::kernel(planner.plan(), family);
@@ -70,7 +70,7 @@ fn most_rules(services: u32, family: Family) -> usize {
     let node: IpAddr = node.parse().unwrap();
     let local = BTreeSet::from([node]);
     let mut most = 0;
-    for n in 0..services {
+    for n in (0..services).step_by(services as usize / 100) {
         let cluster_ip = address(n.wrapping_mul(40_503) % 65_536, false, family);
         let node_port = (node, u16::try_from(30_000 + n / 4).unwrap());
         for (destination, port) in [(cluster_ip, 80), node_port] {

@@ -117,7 +117,10 @@ fn only_chains_that_differ_are_written() {
     ";
     check(WEB, WEB, expect![""]);
     // One more endpoint.
-    check(WEB, &format!("{WEB}  pod3"), expect![[r#"
+    check(
+        WEB,
+        &format!("{WEB}  pod3"),
+        expect![[r#"
         *nat
         :KPNG-E-FNJH2K765PNEJ - [0:0]
         :KPNG-E-VJ244ZEFTWHDO - [0:0]
@@ -134,7 +137,8 @@ fn only_chains_that_differ_are_written() {
         -A KPNG-P-QVWKE2QPZSIRO -m statistic --mode random --probability 0.50000000000 -g KPNG-E-QWLTHIOVEYJGA
         -A KPNG-P-QVWKE2QPZSIRO -g KPNG-E-FNJH2K765PNEJ
         COMMIT
-    "#]]);
+    "#]],
+    );
     // The last one goes.
     check(
         "service t/web cluster=cluster.1 port=http:80\nslice t/web http=8080\npod1",
