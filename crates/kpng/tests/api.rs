@@ -5,6 +5,8 @@
 
 #[path = "api/command_line.rs"]
 mod command_line;
+#[path = "api/crowd.rs"]
+mod crowd;
 #[path = "api/files.rs"]
 mod files;
 #[path = "api/follow.rs"]
