@@ -114,7 +114,10 @@ pub(crate) fn measure(size: Size, load: Load) -> Result<Figures> {
         cluster.set_endpoints(n, size.endpoints, change as usize + 1);
     }
     let took = now()? - begun;
-    std::thread::sleep(Duration::from_millis(500));
+    let mut answers = 0;
+    while std::mem::replace(&mut answers, stats.answers.get()) != stats.answers.get() {
+        std::thread::sleep(Duration::from_secs(1)); // until the last watcher has the last change
+    }
     let used = process_cpu()? - cpu;
     let encoded = stats.encodings.get() - encodings;
     let arrived = watchers.stop()?;
