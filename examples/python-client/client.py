@@ -32,9 +32,7 @@ def addresses(value):
 request = localv1.WatchReq(NodeName=arguments.node, Push=arguments.push)
 requests = queue.SimpleQueue()
 requests.put(request)
-# By default the authority of unix:///PATH is made of the path, which the server's HTTP/2 refuses.
-options = [("grpc.default_authority", "localhost")]
-with grpc.insecure_channel(arguments.api, options=options) as channel:
+with grpc.insecure_channel(arguments.api) as channel:
     for item in services.SetsStub(channel).Watch(iter(requests.get, None)):
         match item.WhichOneof("Op"):
             case "Reset":  # what is not set again before sync is gone

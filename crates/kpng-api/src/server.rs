@@ -11,6 +11,7 @@
 //! A stream is a reader's position in the store: it copies no state, and what it has not sent is
 //! worked out when the client takes it. So a client that reads slowly, or never, costs nothing more.
 
+mod authority;
 mod authorization;
 mod cache;
 mod connection;

@@ -17,13 +17,15 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use kpng_core::local::Localize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::server::TlsStream;
 use tonic::body::Body;
 use tracing::debug;
 
+use super::authority::Lenient;
 use super::authorization::Peer;
 use super::listener::Stream;
 use super::service::{Shared, call};
-use super::stats::Present;
+use super::stats::{Present, Stats};
 use crate::tls::{PeerCertificate, ServerTls};
 
 /// What clients may take.
@@ -69,31 +71,48 @@ pub(super) async fn serve<V: Localize>(
     limits: Limits,
 ) {
     let _present = Present::new(&shared.stats, |stats| &stats.connections);
-    // In boxes: there are thousands of connections, and most are of the smallest kind.
-    let result = match (stream, tls) {
-        (Stream::Tcp(stream), None) => {
-            Box::pin(converse(stream, Peer::default(), shared, limits)).await
-        }
-        (Stream::Unix(stream), None) => {
-            Box::pin(converse(stream, Peer::default(), shared, limits)).await
-        }
-        (Stream::Tcp(stream), Some(tls)) => Box::pin(secured(stream, &tls, shared, limits)).await,
-        (Stream::Unix(stream), Some(tls)) => Box::pin(secured(stream, &tls, shared, limits)).await,
-    };
-    if let Err(error) = result {
+    if let Err(error) = converse_over(stream, tls, shared, limits).await {
         // What a client does wrong is its own business.
         debug!("a connection ended: {error}");
     }
 }
 
-async fn secured<V: Localize>(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    tls: &ServerTls,
+/// Why a connection ended, for the log.
+type Reason = Box<dyn std::error::Error + Send + Sync>;
+
+/// In boxes: there are thousands of connections, and most are of the smallest kind.
+async fn converse_over<V: Localize>(
+    stream: Stream,
+    tls: Option<ServerTls>,
     shared: Arc<Shared<V>>,
     limits: Limits,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<(), Reason> {
+    let nobody = Peer::default();
+    match (stream, tls) {
+        (Stream::Tcp(stream), None) => Box::pin(converse(stream, nobody, shared, limits)).await,
+        (Stream::Unix(stream), None) => {
+            Box::pin(converse(Lenient::new(stream), nobody, shared, limits)).await
+        }
+        (Stream::Tcp(stream), Some(tls)) => {
+            let (stream, peer) = Box::pin(secure(stream, &tls, &shared.stats, limits)).await?;
+            Box::pin(converse(stream, peer, shared, limits)).await
+        }
+        (Stream::Unix(stream), Some(tls)) => {
+            let (stream, peer) = Box::pin(secure(stream, &tls, &shared.stats, limits)).await?;
+            Box::pin(converse(Lenient::new(stream), peer, shared, limits)).await
+        }
+    }
+}
+
+/// Establishes TLS, and learns who the client is.
+async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    tls: &ServerTls,
+    stats: &Stats,
+    limits: Limits,
+) -> Result<(TlsStream<S>, Peer), Reason> {
+    let failed = || stats.failed_handshakes.add(1);
     let handshake = timeout(limits.handshake, tls.acceptor().accept(stream)).await;
-    let failed = || shared.stats.failed_handshakes.add(1);
     let stream = handshake
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .inspect_err(|_| failed())?;
@@ -101,8 +120,7 @@ async fn secured<V: Localize>(
         Some([leaf, ..]) => Some(PeerCertificate::of(leaf).inspect_err(|_| failed())?),
         _ => None,
     };
-    let peer = Peer { certificate: certificate.map(Arc::new) };
-    Box::pin(converse(stream, peer, shared, limits)).await
+    Ok((stream, Peer { certificate: certificate.map(Arc::new) }))
 }
 
 async fn converse<V: Localize>(
@@ -110,7 +128,7 @@ async fn converse<V: Localize>(
     peer: Peer,
     shared: Arc<Shared<V>>,
     limits: Limits,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<(), Reason> {
     let calls = Arc::new(Calls::default());
     let end = peer.certificate.as_ref().map(|certificate| certificate.not_after);
     let mut closing = shared.closing.clone();
