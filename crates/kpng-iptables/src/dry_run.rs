@@ -15,7 +15,7 @@ use crate::text::{self, Found};
 pub fn ruleset_text(plan: &Plan, config: &Config) -> String {
     let family = |family: Family| {
         let program = format!("{}tables-restore", program_prefix(family));
-        let inputs = text::inputs(&everything(plan, config, family)).concat();
+        let inputs = text::inputs(&everything(plan, config, family), usize::MAX).concat();
         format!("# {program} --noflush\n{inputs}")
     };
     Family::ALL.map(family).join("\n")

@@ -48,10 +48,6 @@ use program::Programs;
 use state::{Change, State};
 use watch::Watch;
 
-/// How many services are written at a time when nothing is there: what is important works before
-/// the rest is written.
-const SERVICES_PER_INPUT: usize = 1_000;
-
 /// How the data path is built, beside what the plan says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -184,7 +180,8 @@ impl Iptables {
     fn sync_all(&mut self, plan: &Plan) -> Result<(), Error> {
         self.written = None;
         // Whoever changes something after it was read is noticed.
-        let mut watch = Watch::open(self.programs.variant)?;
+        let variant = self.programs.variant;
+        let mut watch = Watch::open(variant)?;
         let facts = Arc::clone(plan.facts());
         let mut states = BTreeMap::new();
         for family in self.programs.families() {
@@ -192,7 +189,7 @@ impl Iptables {
             let mut state = State::new(family, found);
             // Over what is there everything is written at once: else the first root of the tree
             // would cut off what is not written yet.
-            let size = if state.is_found() { usize::MAX } else { SERVICES_PER_INPUT };
+            let size = if state.is_found() { usize::MAX } else { variant.services_per_input() };
             let all = order::by_importance(plan);
             let mut groups = all.chunks(size);
             let mut first = Some(groups.next().unwrap_or_default());
@@ -246,7 +243,7 @@ impl Iptables {
                 change.hooks.push((table, format!("-D {rule}")));
             }
             change.gone = State::new(family, found).remove_unclaimed().gone;
-            for input in text::inputs(&change) {
+            for input in text::inputs(&change, programs.variant.lines_per_input()) {
                 programs.restore(family, &input)?;
             }
         }
@@ -268,7 +265,7 @@ fn write(
     family: Family,
     change: &Change,
 ) -> Result<(), Error> {
-    for input in text::inputs(change) {
+    for input in text::inputs(change, programs.variant.lines_per_input()) {
         tracing::debug!(family = family.name(), bytes = input.len(), "write chains");
         watch.about_to_write()?;
         let writer = programs.restore(family, &input)?;

@@ -205,11 +205,11 @@ impl State {
         };
         let entries: Vec<_> = entries.into_iter().filter(differs).collect();
         let affected = |trees: &BTreeMap<TreeId, Tree>| {
-            let mut nodes: BTreeMap<TreeId, BTreeSet<Node>> = BTreeMap::new();
-            for ((id, key), _) in &entries {
-                trees[id].affected_by(key, nodes.entry(*id).or_default());
-            }
-            nodes
+            let nodes = |(id, tree): (&TreeId, &Tree)| {
+                let keys = entries.iter().filter(|((of, _), _)| of == id);
+                (*id, tree.affected_by(keys.map(|((_, key), _)| key)))
+            };
+            trees.iter().map(nodes).collect::<Vec<_>>()
         };
         for (id, nodes) in affected(&self.trees) {
             let tree = &self.trees[&id];

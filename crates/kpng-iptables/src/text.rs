@@ -7,17 +7,9 @@ use crate::names::{HOOKS, Hook, PREFIX, Table};
 use crate::render::Chain;
 use crate::state::{ChainKey, Change, add_to_fingerprint};
 
-/// How many lines one input has at most, unless a single chain is longer.
-const LINES_PER_INPUT: usize = 20_000;
-
-/// The inputs that make a change, in order. After each of them everything that worked before still
-/// works, as chains are written before those that lead to them.
-pub(crate) fn inputs(change: &Change) -> Vec<String> {
-    inputs_of(change, LINES_PER_INPUT)
-}
-
-/// The same in inputs of about so many lines.
-pub(crate) fn inputs_of(change: &Change, lines: usize) -> Vec<String> {
+/// The inputs that make a change, in order, of about so many lines. After each of them everything
+/// that worked before still works, as chains are written before those that lead to them.
+pub(crate) fn inputs(change: &Change, lines: usize) -> Vec<String> {
     pieces(change, lines).iter().map(Piece::text).collect()
 }
 
@@ -166,7 +158,7 @@ mod tests {
             gone: vec![(Table::Nat, "KPNG-X".to_owned()), (Table::Nat, "KPNG-Y".to_owned())],
             hooks: vec![(Table::Nat, "-I OUTPUT -j KPNG-B".to_owned())],
         };
-        let texts = inputs_of(&change, 4);
+        let texts = inputs(&change, 4);
         expect![[r"
             *nat
             :KPNG-A - [0:0]
@@ -192,15 +184,15 @@ mod tests {
             COMMIT
         "]]
         .assert_eq(&texts.join("---\n"));
-        assert_eq!(inputs(&change).len(), 1);
-        assert_eq!(inputs(&Change::default()), [""; 0]);
+        assert_eq!(inputs(&change, 100).len(), 1);
+        assert_eq!(inputs(&Change::default(), 100), [""; 0]);
     }
 
     #[test]
     fn what_is_printed_is_what_was_written() {
         let change = Change { chains: vec![chain("KPNG-A", 0)], ..Change::default() };
         let mut found = Found::default();
-        found.add(Table::Nat, &inputs(&change).concat());
+        found.add(Table::Nat, &inputs(&change, 100).concat());
         let fingerprint = crate::state::fingerprint(&change.chains[0].rules);
         assert_eq!(found.chains[&(Table::Nat, "KPNG-A".to_owned())], fingerprint);
     }

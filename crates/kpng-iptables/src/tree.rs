@@ -130,18 +130,28 @@ impl Tree {
         self.entries.get(key)
     }
 
-    /// Adds the nodes whose rules can depend on what stands at `key`: those on the way to it and,
+    /// The nodes whose rules can depend on what stands at these keys: those on the way to them and,
     /// as one of them may have arisen from a leaf or become one, those next to the way.
-    pub(crate) fn affected_by(&self, key: &Key, nodes: &mut BTreeSet<Node>) {
-        let mut node = Node::root();
-        while let Some(fork) = self.fork(&node).filter(|fork| key.0.starts_with(fork)) {
-            nodes.extend(self.children(fork).map(|child| self.named(child)));
-            let next = self.children(fork).find(|child| key.0.starts_with(&child.0));
-            nodes.insert(node);
-            let Some(next) = next else { return };
-            node = self.named(next);
+    pub(crate) fn affected_by<'k>(
+        &self,
+        keys: impl IntoIterator<Item = &'k Key>,
+    ) -> BTreeSet<Node> {
+        let (mut nodes, mut expanded) = (BTreeSet::new(), BTreeSet::new());
+        for Key(key) in keys {
+            let mut node = Node::root();
+            while let Some(fork) = self.fork(&node).filter(|fork| key.starts_with(fork)) {
+                if expanded.insert(node.clone()) {
+                    nodes.extend(self.children(fork).map(|child| self.named(child)));
+                }
+                nodes.insert(node);
+                // No key begins with another, so this one is longer than what some share with it.
+                node = self.named(Node(key[..=fork.len()].to_vec()));
+            }
+            if node == Node::root() || self.below(&node.0).next().is_some() {
+                nodes.insert(node);
+            }
         }
-        nodes.insert(node);
+        nodes
     }
 
     /// A node that leads on is known by all that its keys share.
@@ -276,12 +286,10 @@ mod tests {
             for (address, port, there) in changes {
                 let key = key(address, port);
                 let entry = Entry { comment: "c".to_owned(), target: "-j ACCEPT".to_owned() };
-                let mut before = BTreeSet::new();
-                tree.affected_by(&key, &mut before);
+                let before = tree.affected_by([&key]);
                 let before: BTreeSet<_> = before.iter().map(|node| tree.chain(node)).collect();
                 tree.set(key.clone(), there.then_some(entry));
-                let mut after = BTreeSet::new();
-                tree.affected_by(&key, &mut after);
+                let after = tree.affected_by([&key]);
                 written.retain(|name, _| !before.contains(name));
                 for node in &after {
                     written.insert(tree.chain(node), tree.rules(node));

@@ -145,9 +145,11 @@ fn concerns_us(message: u16, payload: &[u8]) -> bool {
     }
 }
 
-/// How often the kernel is looked at.
+/// How often the kernel is looked at, if it is cheap.
 const PERIOD: Duration = Duration::from_secs(2);
-/// Reading all chains takes at most one part in so many of the time.
+/// How often it is looked at whatever it costs.
+const LONGEST_PERIOD: Duration = Duration::from_secs(4);
+/// Otherwise looking takes at most one part in so many of the time.
 const SHARE: u32 = 50;
 
 /// Looks at the kernel: often whether everything was flushed, and as often as it is cheap whether
@@ -173,7 +175,6 @@ impl LegacyWatch {
         if start < self.next {
             return Ok(false);
         }
-        self.next = start + PERIOD;
         let thorough = start >= self.next_thorough;
         for (family, state) in states {
             let intact = if thorough {
@@ -185,8 +186,10 @@ impl LegacyWatch {
                 return Ok(true);
             }
         }
+        let pause = (start.elapsed() * SHARE).max(PERIOD);
+        self.next = Instant::now() + pause.min(LONGEST_PERIOD);
         if thorough {
-            self.next_thorough = start + (start.elapsed() * SHARE).max(PERIOD);
+            self.next_thorough = start + pause;
         }
         Ok(false)
     }

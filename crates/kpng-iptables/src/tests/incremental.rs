@@ -11,7 +11,7 @@ use kpng_testkit::conformance::{all_services, plan, plan_of};
 use super::kernel::Kernel;
 use super::packets;
 use crate::state::State;
-use crate::text::{self, Found, inputs};
+use crate::text::{Found, inputs};
 use crate::{Config, planned};
 
 /// One family of a node, with the kernel that it writes to.
@@ -27,7 +27,7 @@ impl Node {
         let keys: Vec<_> = plan.services().keys().cloned().collect();
         let mut change = node.state.write_services(plan.facts(), planned(plan, &keys));
         change.merge(node.state.write_skeleton(plan.facts(), &Config::default()));
-        inputs(&change).iter().for_each(|input| node.kernel.restore(input));
+        inputs(&change, usize::MAX).iter().for_each(|input| node.kernel.restore(input));
         node
     }
 
@@ -39,10 +39,10 @@ impl Node {
             change.merge(self.state.write_skeleton(after.facts(), &Config::default()));
         }
         // In the smallest pieces: each has to be right by itself.
-        for input in text::inputs_of(&change, 1) {
+        for input in inputs(&change, 1) {
             self.kernel.restore(&input);
         }
-        inputs(&change).concat()
+        inputs(&change, usize::MAX).concat()
     }
 }
 
@@ -72,8 +72,8 @@ fn what_the_kernel_holds_is_taken_over() {
             let facts = after.plan().facts();
             let mut change = state.write_services(facts, planned(after.plan(), &keys));
             change.merge(state.write_skeleton(facts, &Config::default()));
-            let mut all = text::inputs_of(&change, 1);
-            all.extend(text::inputs_of(&state.remove_unclaimed(), 1));
+            let mut all = inputs(&change, 1);
+            all.extend(inputs(&state.remove_unclaimed(), 1));
             all.iter().for_each(|input| kernel.restore(input));
             assert_eq!(kernel, packets::kernel(after.plan(), family), "{}", pair[1].name);
             assert!(state.is_intact(&found(&kernel)));
@@ -108,7 +108,7 @@ fn check(before: &str, after: &str, expected: Expect) {
 }
 
 #[test]
-fn only_chains_that_differ_are_written() {
+fn an_endpoint_comes() {
     const WEB: &str = "
         service t/web cluster=cluster.1 port=http:80 port=dns:53/UDP
         slice t/web http=8080 dns=53/UDP
@@ -116,7 +116,6 @@ fn only_chains_that_differ_are_written() {
           pod2
     ";
     check(WEB, WEB, expect![""]);
-    // One more endpoint.
     check(
         WEB,
         &format!("{WEB}  pod3"),
@@ -139,7 +138,10 @@ fn only_chains_that_differ_are_written() {
         COMMIT
     "#]],
     );
-    // The last one goes.
+}
+
+#[test]
+fn the_last_endpoint_goes() {
     check(
         "service t/web cluster=cluster.1 port=http:80\nslice t/web http=8080\npod1",
         "service t/web cluster=cluster.1 port=http:80\nslice t/web http=8080\npod1 notready",
@@ -164,7 +166,10 @@ fn only_chains_that_differ_are_written() {
             COMMIT
         "#]],
     );
-    // A service comes.
+}
+
+#[test]
+fn a_service_comes() {
     check(
         "",
         "service t/web cluster=cluster.1 port=http:80\nslice t/web http=8080\npod1",

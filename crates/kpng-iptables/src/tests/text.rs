@@ -29,7 +29,7 @@ fn check(cluster: &str, family: Family, expected: Expect) {
 }
 
 #[test]
-fn services() {
+fn policy_and_source_ranges() {
     check(
         "
         service t/web cluster=cluster.1 lb=lb.1 port=http:80:30001 etp=Local ranges=client-net
@@ -84,6 +84,10 @@ fn services() {
             -A KPNG-PREROUTING -d 192.168.0.2/32 -j KPNG-NODEPORTS
         "#]],
     );
+}
+
+#[test]
+fn affinity() {
     check(
         "
         node pods=interface localhost=yes
