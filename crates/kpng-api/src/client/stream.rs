@@ -76,12 +76,18 @@ impl<R> OpStream<R> {
     }
 }
 
+/// What h2 says of a TLS alert, whose first bytes it takes for the length of a frame.
+const NOT_A_FRAME: &str = "frame with invalid size";
+
 fn failed(target: Target, status: &Status) -> Error {
     let mut text = match status.message() {
         "" => status.code().description().to_owned(),
         message => message.to_owned(),
     };
     add_causes(&mut text, status);
+    if text.contains(NOT_A_FRAME) {
+        text.push_str(" (servers with TLS answer like this to clients without)");
+    }
     Error::Stream { target, code: status.code(), reason: text }
 }
 

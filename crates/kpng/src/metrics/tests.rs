@@ -155,7 +155,7 @@ fn syncs() {
         },
         parts,
         expect![[r#"
-            kpng_api_client_failures_total{} 0
+            kpng_api_client_failures_total 0
             kubeproxy_sync_full_proxy_rules_duration_seconds_count 1
             kubeproxy_sync_full_proxy_rules_duration_seconds_sum 1.5
             kubeproxy_sync_partial_proxy_rules_duration_seconds_count 2
@@ -398,9 +398,9 @@ fn numbers_of_the_watcher() {
             "contact",
         ],
         expect![[r#"
-            kpng_api_client_rejected_values_total{} 0
-            kpng_api_reconnects_total{} 0
-            kpng_k8s_api_events_total{} 0
+            kpng_api_client_rejected_values_total 0
+            kpng_api_reconnects_total 0
+            kpng_k8s_api_events_total 0
             kpng_left_out_fields_total{kind="endpointslices"} 0
             kpng_left_out_fields_total{kind="nodes"} 0
             kpng_left_out_fields_total{kind="services"} 0
@@ -525,25 +525,25 @@ fn a_process_without_a_node_tells_of_its_sources_and_its_server() {
         .collect();
     samples.sort_unstable();
     expect![[r#"
-        kpng_api_answers_total{} 0
+        kpng_api_answers_total 0
         kpng_api_client_connected 0
-        kpng_api_client_connects_total{} 0
-        kpng_api_client_failures_total{} 0
-        kpng_api_client_operations_total{} 0
-        kpng_api_client_rejected_values_total{} 0
-        kpng_api_client_syncs_total{} 0
+        kpng_api_client_connects_total 0
+        kpng_api_client_failures_total 0
+        kpng_api_client_operations_total 0
+        kpng_api_client_rejected_values_total 0
+        kpng_api_client_syncs_total 0
         kpng_api_connections 0
-        kpng_api_denied_total{} 0
-        kpng_api_encodings_total{} 0
-        kpng_api_failed_handshakes_total{} 0
-        kpng_api_operations_total{} 0
-        kpng_api_reconnects_total{} 0
-        kpng_api_refused_connections_total{} 0
-        kpng_api_sent_bytes_total{} 0
+        kpng_api_denied_total 0
+        kpng_api_encodings_total 0
+        kpng_api_failed_handshakes_total 0
+        kpng_api_operations_total 0
+        kpng_api_reconnects_total 0
+        kpng_api_refused_connections_total 0
+        kpng_api_sent_bytes_total 0
         kpng_api_streams{api="global"} 0
         kpng_api_streams{api="local"} 0
         kpng_build_info{version="0.1.0"} 1
-        kpng_k8s_api_events_total{} 0
+        kpng_k8s_api_events_total 0
         kpng_store_nodes 1
         kpng_store_revision 1
         kpng_store_services 1

@@ -181,11 +181,11 @@ fn a_server_is_ready_when_its_state_is_complete_and_counts_what_it_does() {
     for sample in [
         "kpng_store_services 1",
         "kpng_api_client_connected 1",
-        "kpng_api_client_syncs_total{} 1",
+        "kpng_api_client_syncs_total 1",
         "kpng_api_connections 1",
         "kpng_api_streams{api=\"local\"} 1",
-        "kpng_api_answers_total{} 1",
-        "kpng_api_operations_total{} 1",
+        "kpng_api_answers_total 1",
+        "kpng_api_operations_total 1",
     ] {
         assert!(metrics.contains(&format!("{sample}\n")), "{sample} is not in\n{metrics}");
     }
