@@ -220,7 +220,8 @@ impl Renderer<'_> {
         }
         let mut rules = Vec::new();
         if let Some(timeout) = pool.affinity {
-            let seconds = timeout.as_secs();
+            // What Kubernetes allows; iptables refuses 0.
+            let seconds = timeout.as_secs().clamp(1, 86_400);
             let sticky = |endpoint: &Endpoint| {
                 let list = recent_list(&endpoint.list, pool.family);
                 let chain = &endpoint.chain;
@@ -242,9 +243,11 @@ impl Renderer<'_> {
 
     fn endpoint(&mut self, pool: &Pool, target: &Target) -> Endpoint {
         let port = &self.plan.ports[usize::from(pool.service_port)];
-        let to = match target.address {
-            IpAddr::V4(ip) => format!("{ip}:{}", target.port),
-            IpAddr::V6(ip) => format!("[{ip}]:{}", target.port),
+        let to = match (target.address, target.port) {
+            // No port is 0, and iptables would refuse all that is written along with it.
+            (ip, 0) => ip.to_string(),
+            (IpAddr::V4(ip), port) => format!("{ip}:{port}"),
+            (IpAddr::V6(ip), port) => format!("[{ip}]:{port}"),
         };
         let identity = format!("{}/{to}", self.port_name(pool.service_port));
         let list = names::recent_list(&identity);

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kpng_core::Backend;
@@ -342,6 +343,81 @@ fn clients_stick_to_an_endpoint() {
             assert!((0..10).all(|_| ask("cluster.1", 80).as_ref() == Some(&second)));
             node.sync(before.plan(), None);
         }
+        node.cleanup();
+    }
+}
+
+const ONE: &str = "
+    service t/web cluster=cluster.1 port=http:80
+    slice t/web http=8080
+      pod1
+";
+
+#[test]
+fn a_rule_of_others_that_leads_to_our_chain_stops_nothing() {
+    let Some(network) = network() else { return };
+    let (one, none) = (plan_of(ONE), plan_of("service t/web cluster=cluster.1 port=http:80"));
+    for variant in Variant::ALL {
+        let node = OnNode::new(&network, backend(variant));
+        node.sync(one.plan(), None);
+        let text = saved(&network.node, variant);
+        let endpoint = text.lines().find(|line| line.starts_with(":KPNG-E-")).unwrap();
+        let endpoint = endpoint.trim_matches([':', ' ', '-']).trim_end_matches(" -");
+        let program = format!("iptables-{}", variant.name());
+        run(&network.node, &program, &["-t", "nat", "-N", "OTHER"], "");
+        run(&network.node, &program, &["-t", "nat", "-A", "OTHER", "-j", endpoint], "");
+        let error = node.try_sync(none.plan(), Some(all_services(one.plan(), none.plan())));
+        let error = error.expect_err("the chain cannot be deleted").to_string();
+        assert!(error.contains("-restore --noflush -w 5 failed"), "{error}");
+        // As the pipeline does it after a failure.
+        node.sync(none.plan(), None);
+        let to = SocketAddr::new(address("cluster.1", Family::V4), 80);
+        assert!(network.pod(1).tcp(None, to).answered_by().is_none());
+        assert!(!disturbed_soon(&node));
+        run(&network.node, &program, &["-t", "nat", "-F", "OTHER"], "");
+        node.cleanup();
+        assert!(!saved(&network.node, variant).contains("KPNG-"));
+        run(&network.node, &program, &["-t", "nat", "-X", "OTHER"], "");
+    }
+}
+
+#[test]
+fn nobody_is_refused_while_endpoints_come_and_go() {
+    let Some(network) = network() else { return };
+    let (one, four) = (plan_of(ONE), plan_of(&format!("{ONE}pod2\npod3\nremote1")));
+    for variant in Variant::ALL {
+        let node = OnNode::new(&network, backend(variant));
+        node.sync(one.plan(), None);
+        let ends = AtomicBool::new(false);
+        let ask = || {
+            let to = SocketAddr::new(address("cluster.1", Family::V4), 80);
+            let (mut asked, mut unanswered) = (0, Vec::new());
+            while !ends.load(Ordering::Relaxed) {
+                let outcome = network.pod(4).tcp(None, to);
+                asked += 1;
+                if outcome.answered_by().is_none() {
+                    unanswered.push(outcome);
+                }
+            }
+            (asked, unanswered)
+        };
+        std::thread::scope(|scope| {
+            let client = scope.spawn(ask);
+            let (start, mut changes) = (Instant::now(), 0);
+            while start.elapsed() < Duration::from_secs(4) {
+                for (before, after) in [(&one, &four), (&four, &one)] {
+                    node.sync(after.plan(), Some(all_services(before.plan(), after.plan())));
+                    // A restart on the way is no different.
+                    let restarted = OnNode::new(&network, backend(variant));
+                    restarted.sync(after.plan(), None);
+                    changes += 1;
+                }
+            }
+            ends.store(true, Ordering::Relaxed);
+            let (asked, unanswered) = client.join().unwrap();
+            assert!(asked > 100 && changes > 10, "{changes} changes, {asked} connections");
+            assert!(unanswered.is_empty(), "{unanswered:?} of {asked}, {changes} changes");
+        });
         node.cleanup();
     }
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use kpng_core::Backend;
-use kpng_core::backend::{Capability, Gap};
+use kpng_core::backend::{BackendError, Capability, Gap};
 use kpng_core::model::{Family, NamespacedName, Protocol};
 use kpng_core::plan::{Packet, Plan, Planner, Verdict};
 
@@ -156,11 +156,23 @@ impl<'a> OnNode<'a> {
     /// # Panics
     /// When it fails.
     pub fn sync(&self, plan: &Plan, changed: Option<Vec<NamespacedName>>) {
+        self.try_sync(plan, changed).expect("the backend accepts every plan");
+    }
+
+    /// Calls the backend's `sync`.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn try_sync(
+        &self,
+        plan: &Plan,
+        changed: Option<Vec<NamespacedName>>,
+    ) -> Result<(), BackendError> {
         let (backend, plan) = (Arc::clone(&self.backend), plan.clone());
         self.network.node.run(move || {
             let mut backend = backend.lock().expect("no call panicked");
-            backend.sync(&plan, changed.as_deref()).expect("the backend accepts every plan");
-        });
+            backend.sync(&plan, changed.as_deref())
+        })
     }
 
     /// Calls the backend's `disturbed`.
