@@ -4,4 +4,5 @@ mod growth;
 mod incremental;
 mod kernel;
 mod packets;
+mod random;
 mod text;

@@ -145,6 +145,34 @@ fn everything() -> Planner {
 }
 
 #[test]
+fn many_services_come_in_several_inputs() {
+    let Some(network) = network() else { return };
+    let service = |n: u16| {
+        let (ip, port) = (n % 200, 1000 + n);
+        format!(
+            "service t/s{n} cluster=cluster.{ip} port=http:{port}\nslice t/s{n} http=8080\npod1\n"
+        )
+    };
+    let cluster: String = (0..1200).map(service).collect();
+    let planner = plan_of(&cluster);
+    let node = OnNode::new(&network, backend(Variant::Nft));
+    node.sync(planner.plan(), None);
+    for port in [1000, 1599, 2199] {
+        let ip = address(&format!("cluster.{}", (port - 1000) % 200), Family::V6);
+        let outcome = network.pod(2).tcp(None, SocketAddr::new(ip, port));
+        assert_eq!(outcome.answered_by(), Some("pod1"));
+    }
+    let in_several = saved(&network.node, Variant::Nft);
+    node.cleanup();
+    let text = ruleset_text(planner.plan(), &Config::default());
+    let (v4, v6) = text.split_once("# ip6tables-restore").unwrap();
+    for (program, text) in [("iptables", v4), ("ip6tables", &format!("#{v6}"))] {
+        run(&network.node, &format!("{program}-nft-restore"), &["--noflush"], text);
+    }
+    assert_eq!(sorted(&in_several), sorted(&saved(&network.node, Variant::Nft)));
+}
+
+#[test]
 fn a_restart_writes_nothing() {
     let Some(network) = network() else { return };
     for variant in Variant::ALL {

@@ -15,13 +15,13 @@ use crate::text::{Found, inputs};
 use crate::{Config, planned};
 
 /// One family of a node, with the kernel that it writes to.
-struct Node {
+pub(super) struct Node {
     state: State,
-    kernel: Kernel,
+    pub(super) kernel: Kernel,
 }
 
 impl Node {
-    fn new(plan: &Plan, family: Family) -> Self {
+    pub(super) fn new(plan: &Plan, family: Family) -> Self {
         let mut node =
             Self { state: State::new(family, Found::default()), kernel: Kernel::new(family) };
         let keys: Vec<_> = plan.services().keys().cloned().collect();
@@ -32,7 +32,7 @@ impl Node {
     }
 
     /// Goes to another plan, and returns what was written.
-    fn go(&mut self, before: &Plan, after: &Plan) -> String {
+    pub(super) fn go(&mut self, before: &Plan, after: &Plan) -> String {
         let keys = all_services(before, after);
         let mut change = self.state.write_services(after.facts(), planned(after, &keys));
         if before.facts() != after.facts() {
