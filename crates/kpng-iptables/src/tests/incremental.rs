@@ -10,7 +10,7 @@ use kpng_testkit::conformance::{all_services, plan, plan_of};
 
 use super::kernel::Kernel;
 use super::packets;
-use crate::state::State;
+use crate::state::{Change, State};
 use crate::text::{Found, inputs};
 use crate::{Config, planned};
 
@@ -22,22 +22,38 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(plan: &Plan, family: Family) -> Self {
-        let mut node =
-            Self { state: State::new(family, Found::default()), kernel: Kernel::new(family) };
-        let keys: Vec<_> = plan.services().keys().cloned().collect();
-        let mut change = node.state.write_services(plan.facts(), planned(plan, &keys));
-        change.merge(node.state.write_skeleton(plan.facts(), &Config::default()));
-        inputs(&change, usize::MAX).iter().for_each(|input| node.kernel.restore(input));
+        let mut node = Self::restarted(Kernel::new(family));
+        inputs(&node.take_over(plan), usize::MAX).iter().for_each(|i| node.kernel.restore(i));
         node
     }
 
-    /// Goes to another plan, and returns what was written.
-    pub(super) fn go(&mut self, before: &Plan, after: &Plan) -> String {
+    /// A node of whose kernel nothing is known.
+    pub(super) fn restarted(kernel: Kernel) -> Self {
+        Self { state: State::new(kernel.family(), found(&kernel)), kernel }
+    }
+
+    /// What has to be written to go from one plan to another.
+    pub(super) fn change(&mut self, before: &Plan, after: &Plan) -> Change {
         let keys = all_services(before, after);
         let mut change = self.state.write_services(after.facts(), planned(after, &keys));
         if before.facts() != after.facts() {
             change.merge(self.state.write_skeleton(after.facts(), &Config::default()));
         }
+        change
+    }
+
+    /// What has to be written whatever the kernel holds.
+    pub(super) fn take_over(&mut self, plan: &Plan) -> Change {
+        let keys: Vec<_> = plan.services().keys().cloned().collect();
+        let mut change = self.state.write_services(plan.facts(), planned(plan, &keys));
+        change.merge(self.state.write_skeleton(plan.facts(), &Config::default()));
+        change.merge(self.state.remove_unclaimed());
+        change
+    }
+
+    /// Goes to another plan, and returns what was written.
+    fn go(&mut self, before: &Plan, after: &Plan) -> String {
+        let change = self.change(before, after);
         // In the smallest pieces: each has to be right by itself.
         for input in inputs(&change, 1) {
             self.kernel.restore(&input);
@@ -66,17 +82,13 @@ fn what_the_kernel_holds_is_taken_over() {
     for pair in CASES.windows(2) {
         let (before, after) = (plan(&pair[0]), plan(&pair[1]));
         for family in Family::ALL {
-            let mut kernel = packets::kernel(before.plan(), family);
-            let mut state = State::new(family, found(&kernel));
-            let keys: Vec<_> = after.plan().services().keys().cloned().collect();
-            let facts = after.plan().facts();
-            let mut change = state.write_services(facts, planned(after.plan(), &keys));
-            change.merge(state.write_skeleton(facts, &Config::default()));
-            let mut all = inputs(&change, 1);
-            all.extend(inputs(&state.remove_unclaimed(), 1));
-            all.iter().for_each(|input| kernel.restore(input));
-            assert_eq!(kernel, packets::kernel(after.plan(), family), "{}", pair[1].name);
-            assert!(state.is_intact(&found(&kernel)));
+            let mut node = Node::restarted(packets::kernel(before.plan(), family));
+            for input in inputs(&node.take_over(after.plan()), 1) {
+                node.kernel.restore(&input);
+            }
+            assert_eq!(node.kernel, packets::kernel(after.plan(), family), "{}", pair[1].name);
+            assert!(node.state.is_intact(&found(&node.kernel)));
+            assert_eq!(node.take_over(after.plan()), Change::default(), "nothing is left to do");
         }
     }
 }
