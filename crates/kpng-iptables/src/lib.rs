@@ -137,6 +137,7 @@ impl Iptables {
             Some(variant) => Programs::find(variant)?,
             None => Programs::detect()?,
         };
+        tracing::info!(variant = programs.variant.name(), "iptables was found");
         Ok(Self { config, programs, written: None, sticky: BTreeSet::new(), warning: None })
     }
 
@@ -227,8 +228,7 @@ impl Iptables {
     }
 
     fn warn(&mut self) {
-        let limit = if self.sticky.is_empty() { None } else { recent::limit() };
-        let warning = recent::warning(limit, &self.sticky);
+        let warning = recent::warning(recent::limit(), &self.sticky);
         if let (Some(warning), None) = (&warning, &self.warning) {
             tracing::warn!("{warning}");
         }
@@ -236,9 +236,13 @@ impl Iptables {
     }
 
     /// Removes ours from what is there of a variant.
-    fn clean(programs: &Programs) -> Result<(), Error> {
+    fn clean(&self, programs: &Programs) -> Result<(), Error> {
         for family in programs.families() {
-            let mut found = programs.read_existing(family)?;
+            let mut found = match programs.read_existing(family) {
+                // The kernel need not have the variant that is not used.
+                Err(Error::Failed { .. }) if programs.variant != self.programs.variant => continue,
+                found => found?,
+            };
             let mut change = Change::default();
             for hook in found.hooks.drain(..) {
                 let line = format!("-D {} {}", hook.from, hook.rule);
@@ -304,7 +308,7 @@ impl Backend for Iptables {
         self.sticky.clear();
         let variants = Variant::ALL.map(Programs::find).into_iter().flatten();
         let failures: Vec<_> =
-            variants.filter_map(|programs| Self::clean(&programs).err()).collect();
+            variants.filter_map(|programs| self.clean(&programs).err()).collect();
         match failures.into_iter().next() {
             Some(failure) => Err(failure.into()),
             None => Ok(()),

@@ -12,7 +12,7 @@ const LIMIT: &str = "/sys/module/xt_recent/parameters/ip_list_tot";
 const SMALL: u64 = 10_000;
 
 /// The kernel's limit of addresses for each endpoint of a service with affinity; when it is
-/// reached, the client that was not seen for longest is forgotten. `None` before the first use.
+/// reached, the client that was not seen for longest is forgotten. `None` when it is not told.
 pub(crate) fn limit() -> Option<u64> {
     std::fs::read_to_string(LIMIT).ok()?.trim().parse().ok()
 }
@@ -24,12 +24,16 @@ pub(crate) fn needs_lists(plan: &ServicePlan) -> bool {
 
 /// What an operator should know about the limit.
 pub(crate) fn warning(limit: Option<u64>, sticky: &BTreeSet<NamespacedName>) -> Option<String> {
-    let (limit, first) = (limit.filter(|limit| *limit < SMALL)?, sticky.first()?);
+    let first = sticky.first()?;
+    let clients = match limit {
+        Some(limit) if limit >= SMALL => return None,
+        Some(limit) => format!("{limit} clients of each endpoint only"),
+        None => format!("the number of clients that {LIMIT} tells, which cannot be read here"),
+    };
     Some(format!(
-        "{} services such as {first} have ClientIP affinity, which the kernel keeps for {limit} \
-         clients of each endpoint only (xt_recent ip_list_tot={limit}); with more, those not seen \
-         for longest lose it. Load the module with a higher limit: options xt_recent \
-         ip_list_tot={SMALL} in /etc/modprobe.d, before anything uses it",
+        "services with ClientIP affinity ({}, such as {first}): the kernel keeps it for {clients}; \
+         with more, those not seen for longest lose it. Load the module with a higher limit: \
+         options xt_recent ip_list_tot={SMALL} in /etc/modprobe.d, before anything uses it",
         sticky.len()
     ))
 }
@@ -44,8 +48,8 @@ mod tests {
         let sticky = BTreeSet::from([NamespacedName::new("shop", "web")]);
         assert_eq!(warning(Some(100), &nobody), None);
         assert_eq!(warning(Some(20_000), &sticky), None);
-        assert_eq!(warning(None, &sticky), None);
+        assert!(warning(None, &sticky).is_some_and(|text| text.contains(LIMIT)));
         let text = warning(Some(100), &sticky).expect("100 is small");
-        assert!(text.contains("shop/web") && text.contains("ip_list_tot=100"), "{text}");
+        assert!(text.contains("shop/web") && text.contains("for 100 clients"), "{text}");
     }
 }
