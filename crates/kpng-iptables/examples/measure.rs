@@ -6,7 +6,7 @@
 
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kpng_core::Backend;
 use kpng_core::model::{
@@ -57,8 +57,11 @@ fn measure(services: u32, variant: Variant) -> Result<(), Box<dyn Error + Send +
         let changes = planner.update(&reader.try_next().ok_or("something changed")?);
         timed(what, || restarted.sync(planner.plan(), Some(&changes.services)))?;
     }
-    let disturbed = timed("looking for disturbances", || restarted.disturbed())?;
-    println!("  disturbed: {disturbed}");
+    for what in ["looking for disturbances", "looking again"] {
+        let disturbed = timed(what, || restarted.disturbed())?;
+        println!("  disturbed: {disturbed}");
+        std::thread::sleep(Duration::from_millis(4100));
+    }
     timed("cleanup", || restarted.cleanup())
 }
 

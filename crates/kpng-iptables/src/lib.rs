@@ -37,7 +37,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
-use kpng_core::backend::{Backend, BackendError};
+use kpng_core::backend::{Backend, BackendError, Gap};
 use kpng_core::model::{Family, NamespacedName};
 use kpng_core::plan::{NodeFacts, Plan, ServicePlan};
 
@@ -47,6 +47,9 @@ pub use program::Variant;
 use program::Programs;
 use state::{Change, State};
 use watch::Watch;
+
+/// What this backend cannot do: nothing that a plan can ask for.
+pub const GAPS: &[Gap] = &[];
 
 /// How the data path is built, beside what the plan says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -301,6 +304,10 @@ impl Backend for Iptables {
     fn disturbed(&mut self) -> Result<bool, BackendError> {
         let Some(whole) = &mut self.written else { return Ok(false) };
         Ok(whole.watch.disturbed(&self.programs, &whole.states)?)
+    }
+
+    fn gaps(&self) -> &'static [Gap] {
+        GAPS
     }
 
     fn cleanup(&mut self) -> Result<(), BackendError> {
