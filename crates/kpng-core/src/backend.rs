@@ -1,6 +1,7 @@
 //! The one interface between the pipeline and the data path.
 
 use std::error::Error;
+use std::fmt;
 
 use crate::model::{Family, NamespacedName, Protocol};
 use crate::plan::{At, LOCALHOST, NodeFacts, Packet, Plan, ServicePlan};
@@ -62,6 +63,14 @@ pub enum Capability {
 }
 
 impl Capability {
+    /// Its name for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sctp => "sctp",
+            Self::LocalhostNodePorts => "localhost-node-ports",
+        }
+    }
+
     /// Whether a service asks for it.
     pub fn is_needed_by(self, plan: &ServicePlan, facts: &NodeFacts) -> bool {
         let mut frontends = plan.frontends.iter();
@@ -80,6 +89,15 @@ impl Capability {
             Self::Sctp => packet.protocol == Protocol::Sctp,
             Self::LocalhostNodePorts => packet.destination == LOCALHOST,
         }
+    }
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sctp => "SCTP",
+            Self::LocalhostNodePorts => "node ports on 127.0.0.1",
+        })
     }
 }
 

@@ -140,7 +140,7 @@ impl Iptables {
             Some(variant) => Programs::find(variant)?,
             None => Programs::detect()?,
         };
-        tracing::info!(variant = programs.variant.name(), "iptables was found");
+        tracing::debug!(variant = programs.variant.name(), "iptables was found");
         Ok(Self { config, programs, written: None, sticky: BTreeSet::new(), warning: None })
     }
 

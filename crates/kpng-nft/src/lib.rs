@@ -32,7 +32,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kpng_core::backend::{Backend, BackendError};
+use kpng_core::backend::{Backend, BackendError, Gap};
 use kpng_core::model::{Family, NamespacedName};
 use kpng_core::plan::{NodeFacts, Plan, ServicePlan, Target};
 use kpng_linux::nft::{Batch, FoundTable, Monitor, Nftables};
@@ -52,6 +52,9 @@ const QUIET_CHANGES: usize = 500;
 
 /// How long an emptied chain waits for its deletion.
 const CHAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// What this backend cannot do: nothing that a plan can ask for.
+pub const GAPS: &[Gap] = &[];
 
 /// How the data path is built, beside what the plan says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,6 +266,10 @@ impl Backend for Nft {
     fn disturbed(&mut self) -> Result<bool, BackendError> {
         self.read_monitor()?;
         Ok(self.monitor.is_some() && (self.disturbed || self.written.is_none()))
+    }
+
+    fn gaps(&self) -> &'static [Gap] {
+        GAPS
     }
 
     fn cleanup(&mut self) -> Result<(), BackendError> {

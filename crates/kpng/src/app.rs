@@ -17,8 +17,10 @@ use kpng_kube::NodeScope;
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::backends;
-use crate::cli::{ApiArgs, BackendCommand, Cli, Command, LocalArgs, NftArgs, Sink};
+use crate::backends::{self, Choice};
+use crate::cli::{
+    ApiArgs, BackendArgs, BackendCommand, Cli, Command, IptablesVariant, LocalArgs, Output, Sink,
+};
 use crate::logging;
 use crate::signals::Shutdown;
 use crate::sinks::{exec, file, json};
@@ -36,6 +38,8 @@ const MAX_WORKERS: usize = 4;
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Version => return print(&version()),
+        Command::Backends { output: Output::Text } => return print(&backends::text()),
+        Command::Backends { output: Output::Json } => return print(&backends::json()),
         Command::Completion { shell } => return print_completion(shell),
         _ => logging::start(&cli.logging),
     }
@@ -86,7 +90,8 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
             to_local(remote, local, backend).await
         }
         Command::Watch { api, watch, what } => watch::run(&api_config(api)?, &watch, what).await,
-        Command::Version | Command::Completion { .. } => Ok(()),
+        Command::Cleanup => backends::cleanup_all(None),
+        Command::Backends { .. } | Command::Version | Command::Completion { .. } => Ok(()),
     }
 }
 
@@ -128,11 +133,26 @@ async fn to_local<S: Source<Value: Serve>>(
 ) -> anyhow::Result<()> {
     let (shutdown, node) = (signals()?, own_name(&local)?);
     match backend {
-        BackendCommand::ToNft(NftArgs { cleanup: true, .. }) => backends::nft_cleanup(),
-        BackendCommand::ToNft(nft) if nft.dry_run => {
-            node::dry_run(source, node, &local, &nft, shutdown).await
+        BackendCommand::ToNft(nft) => {
+            let choice = Choice::Nft(kpng_nft::Config {
+                masquerade_bit: nft.common.masquerade_bit,
+                conntrack_be_liberal: local.conntrack.conntrack_be_liberal,
+            });
+            let work = Work::of(&nft.common, nft.replace_kube_proxy);
+            to_backend(source, node, local, choice, work, shutdown).await
         }
-        BackendCommand::ToNft(nft) => node::run(source, node, local, nft, shutdown).await,
+        BackendCommand::ToIptables(iptables) => {
+            let choice = Choice::Iptables(kpng_iptables::Config {
+                masquerade_bit: iptables.common.masquerade_bit,
+                conntrack_be_liberal: local.conntrack.conntrack_be_liberal,
+                variant: iptables.iptables_variant.map(|variant| match variant {
+                    IptablesVariant::Legacy => kpng_iptables::Variant::Legacy,
+                    IptablesVariant::Nft => kpng_iptables::Variant::Nft,
+                }),
+            });
+            let work = Work::of(&iptables.common, false);
+            to_backend(source, node, local, choice, work, shutdown).await
+        }
         BackendCommand::ToJson => {
             let api = Beside::bind(&local, &node).await?;
             let source = source.start(shutdown.clone())?;
@@ -148,6 +168,40 @@ async fn to_local<S: Source<Value: Serve>>(
             let api = api.serve(&store);
             source.beside(exec::run(&store, node, &command, shutdown.wait())).await?;
             api.end().await
+        }
+    }
+}
+
+/// What a backend is to do.
+enum Work {
+    Cleanup,
+    DryRun,
+    Run { replace_kube_proxy: bool },
+}
+
+impl Work {
+    fn of(args: &BackendArgs, replace_kube_proxy: bool) -> Self {
+        match args {
+            BackendArgs { cleanup: true, .. } => Self::Cleanup,
+            BackendArgs { dry_run: true, .. } => Self::DryRun,
+            _ => Self::Run { replace_kube_proxy },
+        }
+    }
+}
+
+async fn to_backend<S: Source<Value: Serve>>(
+    source: S,
+    node: Arc<str>,
+    local: LocalArgs,
+    choice: Choice,
+    work: Work,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    match work {
+        Work::Cleanup => choice.cleanup(),
+        Work::DryRun => node::dry_run(source, node, &local, &choice, shutdown).await,
+        Work::Run { replace_kube_proxy } => {
+            node::run(source, node, local, choice, replace_kube_proxy, shutdown).await
         }
     }
 }

@@ -123,6 +123,14 @@ pub enum Command {
         #[command(subcommand)]
         what: WatchCommand,
     },
+    /// List the backends, and what each cannot do
+    Backends {
+        /// In which form.
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Remove everything that any backend of kpng ever wrote on this node
+    Cleanup,
     /// Print the version
     Version,
     /// Print a completion script for a shell
@@ -155,6 +163,8 @@ pub enum Sink {
 pub enum BackendCommand {
     /// Program the kernel's nf_tables
     ToNft(NftArgs),
+    /// Program the kernel by iptables-restore
+    ToIptables(IptablesArgs),
     /// Print a line of JSON for each changed service
     ToJson,
     /// Give such lines to a program's standard input; it is started again when it ends
@@ -168,6 +178,15 @@ pub enum BackendCommand {
         )]
         command: Vec<String>,
     },
+}
+
+/// `--output`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One JSON value.
+    Json,
 }
 
 /// Logging.
@@ -399,12 +418,15 @@ pub struct ConntrackArgs {
     pub conntrack_be_liberal: bool,
 }
 
-/// Flags of `to-nft`.
+/// Flags of every backend.
 #[derive(Clone, Debug, Args)]
-pub struct NftArgs {
-    /// Print the ruleset that `nft -f` reads, and change nothing
+pub struct BackendArgs {
+    /// Print what would be written for the first complete state, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Remove everything that this backend of kpng ever wrote, and end
+    #[arg(long)]
+    pub cleanup: bool,
     /// Which bit of the packet mark means "to be masqueraded"
     #[arg(
         long,
@@ -415,10 +437,35 @@ pub struct NftArgs {
         value_name = "BIT"
     )]
     pub masquerade_bit: u8,
-    /// Remove everything that kpng wrote into nf_tables, and end
-    #[arg(long)]
-    pub cleanup: bool,
+}
+
+/// Flags of `to-nft`.
+#[derive(Clone, Debug, Args)]
+pub struct NftArgs {
+    /// Those of every backend.
+    #[command(flatten)]
+    pub common: BackendArgs,
     /// When our rules are in force, remove the tables and chains that kube-proxy left
     #[arg(long)]
     pub replace_kube_proxy: bool,
+}
+
+/// Flags of `to-iptables`.
+#[derive(Clone, Debug, Args)]
+pub struct IptablesArgs {
+    /// Those of every backend.
+    #[command(flatten)]
+    pub common: BackendArgs,
+    /// Which iptables [default: the one that others use on this node]
+    #[arg(long, value_enum, value_name = "VARIANT")]
+    pub iptables_variant: Option<IptablesVariant>,
+}
+
+/// `--iptables-variant`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IptablesVariant {
+    /// The kernel's x_tables, by iptables-legacy.
+    Legacy,
+    /// The kernel's nf_tables, by iptables-nft.
+    Nft,
 }

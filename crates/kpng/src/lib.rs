@@ -24,4 +24,4 @@ pub mod service_health;
 pub mod signals;
 pub mod sinks;
 
-pub use {kpng_api, kpng_core, kpng_file, kpng_kube, kpng_linux, kpng_nft};
+pub use {kpng_api, kpng_core, kpng_file, kpng_iptables, kpng_kube, kpng_linux, kpng_nft};

@@ -6,6 +6,8 @@
 
 #[path = "node/api_server.rs"]
 mod api_server;
+#[path = "node/backends.rs"]
+mod backends;
 #[path = "node/command_line.rs"]
 mod command_line;
 #[path = "node/file.rs"]

@@ -10,8 +10,8 @@ use kpng_core::store::Store;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::backends;
-use crate::cli::{DetectLocalMode, LocalArgs, NftArgs};
+use crate::backends::{self, Choice};
+use crate::cli::{DetectLocalMode, LocalArgs};
 use crate::conntrack::{Cleaner, Report};
 use crate::health::ProxyHealth;
 use crate::metrics::{Metrics, Sources};
@@ -40,11 +40,12 @@ pub(super) async fn run<S: Source<Value: Serve>>(
     source: S,
     node: Arc<str>,
     local: LocalArgs,
-    nft: NftArgs,
+    choice: Choice,
+    replace_kube_proxy: bool,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let settings = settings(&local)?;
-    let backend = backends::nft(&local, &nft)?;
+    let backend = choice.open()?;
     let api = Beside::bind(&local, &node).await?;
     for problem in node_setup::apply(&setup(&local)) {
         warn!("{problem}");
@@ -61,7 +62,7 @@ pub(super) async fn run<S: Source<Value: Serve>>(
         client: source.client.clone(),
         server: api.stats(),
     });
-    let _probes = serving::probes(&local.serving, &health, metrics.handler("nftables"))?;
+    let _probes = serving::probes(&local.serving, &health, metrics.handler(choice.row().mode))?;
     let api = api.serve(&store);
 
     let (facts, facts_receiver) = watch::channel(None);
@@ -71,13 +72,16 @@ pub(super) async fn run<S: Source<Value: Serve>>(
         health: health.clone(),
         metrics: metrics.clone(),
         cleaner: Arc::clone(&cleaner),
-        at_first_sync: nft.replace_kube_proxy.then(|| Box::new(replace_kube_proxy) as _),
+        at_first_sync: Some(Box::new(move || {
+            // It may take a while, and whatever comes of it is in the log.
+            drop(tokio::task::spawn_blocking(move || take_over(&choice, replace_kube_proxy)));
+        })),
     };
     let pipeline = Pipeline {
         reader: store.reader(),
         node: Arc::clone(&node),
         facts: facts_receiver,
-        backend: Box::new(backend),
+        backend,
         min_sync_period: local.min_sync_period,
     };
     let work = async {
@@ -97,13 +101,12 @@ pub(super) async fn dry_run<S: Source>(
     source: S,
     node: Arc<str>,
     local: &LocalArgs,
-    nft: &NftArgs,
+    choice: &Choice,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let settings = settings(local)?;
     let source = source.start(shutdown.clone())?;
     let store = source.store.clone();
-    let config = backends::nft_config(local, nft);
     let work = async {
         let mut reader = store.reader();
         let update = tokio::select! {
@@ -115,7 +118,7 @@ pub(super) async fn dry_run<S: Source>(
             node_facts::facts(&settings, store.node(&node).as_deref(), &Interfaces::read()?);
         let mut planner = Planner::new(Arc::clone(&node), facts);
         planner.update(&update);
-        super::print(&kpng_nft::ruleset_text(planner.plan(), &config))
+        super::print(&choice.ruleset_text(planner.plan()))
     };
     source.beside(work).await
 }
@@ -199,6 +202,16 @@ fn conntrack_cleaned(result: &kpng_linux::Result<Report>, metrics: &Metrics) {
 }
 
 /// Removes what kube-proxy left, now that ours is in force.
+/// Our rules are in force: what others left for the same purpose goes.
+fn take_over(choice: &Choice, replace_kube_proxy: bool) {
+    if let Err(error) = backends::cleanup_all(Some(choice)) {
+        warn!("{error:#}");
+    }
+    if replace_kube_proxy {
+        self::replace_kube_proxy();
+    }
+}
+
 fn replace_kube_proxy() {
     match kpng_nft::remove_kube_proxy() {
         Ok(removed) if removed.is_empty() => debug!("kube-proxy left nothing"),

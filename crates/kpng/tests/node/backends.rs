@@ -1,0 +1,102 @@
+//! The backends side by side: what there is, taking over from each other, and cleaning up.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use kpng_testkit::network::Network;
+
+use crate::file::{answered_by, network, state, write};
+use crate::process::{Kpng, eventually, run};
+
+/// Backends that program a kernel like this one, and what shows that they did.
+const BACKENDS: [(&str, fn(&Network) -> bool); 2] = [("nft", has_nft), ("iptables", has_iptables)];
+
+fn has_nft(network: &Network) -> bool {
+    run(&network.node, &["nft", "list", "tables"]).contains("ip kpng")
+}
+
+fn has_iptables(network: &Network) -> bool {
+    run(&network.node, &["iptables-save"]).contains("KPNG-")
+}
+
+fn start(network: &Network, path: &Path, backend: &str) -> Kpng {
+    let input = format!("--input={}", path.display());
+    let flags = ["--node-name=node-a", "--cluster-cidrs=10.0.0.0/8,fd00:180::/32"];
+    let sink = format!("to-{backend}");
+    let arguments = [&["file", &input, "to-local", &sink], &flags[..]].concat();
+    Kpng::start(&network.node, &arguments)
+}
+
+#[test]
+fn a_backend_takes_over_from_another_and_nobody_is_refused() {
+    let Some(network) = network() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.yaml");
+    write(&path, &state(&["10.180.0.1"]));
+    let mut running = start(&network, &path, "nft");
+    running.wait_ready(&network.node);
+
+    let end = Arc::new(AtomicBool::new(false));
+    let (asked, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !end.load(Ordering::Relaxed) {
+                let answered = answered_by(network.pod(3), "pod1");
+                asked.fetch_add(1, Ordering::Relaxed);
+                refused.fetch_add(usize::from(!answered), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let mut before = &BACKENDS[0];
+        for now in [&BACKENDS[1], &BACKENDS[0]] {
+            assert!(running.terminate().success());
+            running = start(&network, &path, now.0);
+            running.wait_ready(&network.node);
+            eventually(&format!("what to-{} wrote goes", before.0), || !before.1(&network));
+            assert!(now.1(&network), "to-{} is in force", now.0);
+            before = now;
+        }
+        end.store(true, Ordering::Relaxed);
+    });
+    assert!(asked.into_inner() > 20);
+    assert_eq!(refused.into_inner(), 0, "{}", running.log());
+}
+
+#[test]
+fn cleanup_removes_what_any_backend_left() {
+    let Some(network) = network() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.yaml");
+    write(&path, &state(&["10.180.0.1"]));
+    run(&network.node, &["nft", "add", "table", "inet", "theirs"]);
+    run(&network.node, &["iptables", "-t", "nat", "-N", "THEIRS"]);
+    for (backend, is_there) in BACKENDS {
+        let mut kpng = start(&network, &path, backend);
+        kpng.wait_ready(&network.node);
+        assert!(kpng.terminate().success());
+        assert!(is_there(&network), "{}", kpng.log());
+        let mut cleanup = Kpng::start(&network.node, &["cleanup"]);
+        assert!(cleanup.wait().success(), "{}", cleanup.log());
+        assert!(BACKENDS.iter().all(|(_, is_there)| !is_there(&network)), "after to-{backend}");
+    }
+    assert!(run(&network.node, &["nft", "list", "tables"]).contains("inet theirs"));
+    assert!(run(&network.node, &["iptables-save", "-t", "nat"]).contains(":THEIRS"));
+}
+
+#[test]
+fn the_table_of_backends_is_that_of_the_command_line() {
+    let Some(network) = network() else { return };
+    let json = run(&network.node, &[env!("CARGO_BIN_EXE_kpng"), "backends", "--output=json"]);
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let text = run(&network.node, &[env!("CARGO_BIN_EXE_kpng"), "backends"]);
+    let help = run(&network.node, &[env!("CARGO_BIN_EXE_kpng"), "local", "--help"]);
+    for row in rows.as_array().unwrap() {
+        let command = row["command"].as_str().unwrap();
+        assert!(text.contains(command) && help.contains(command), "{command}");
+    }
+    for (backend, _) in BACKENDS {
+        assert!(rows.as_array().unwrap().iter().any(|row| row["name"] == backend));
+    }
+}
