@@ -129,6 +129,12 @@ pub enum Error {
         /// Its message, with all causes.
         reason: String,
     },
+    /// The server does not know the whole cluster (yet).
+    #[error("{target} has no complete state")]
+    NoState {
+        /// The server.
+        target: Target,
+    },
     /// A server has ended a stream.
     #[error("{target} has ended the stream")]
     Ended {

@@ -113,19 +113,19 @@ impl Server {
     pub async fn run(self, store: Store, shutdown: impl Future<Output = ()>) {
         let global =
             self.config.global_api.then(|| Arc::new(GlobalViews::new(store.clone(), &self.stats)));
-        self.serve(store, global, shutdown).await;
+        self.serve(store, global, false, shutdown).await;
     }
 
-    /// Serves what Services mean on one node, whichever node a client names, until `shutdown`
-    /// completes.
+    /// Serves what Services mean on one node, `default_node`, until `shutdown` completes.
     pub async fn run_local(self, store: Store<LocalService>, shutdown: impl Future<Output = ()>) {
-        self.serve(store, None, shutdown).await;
+        self.serve(store, None, true, shutdown).await;
     }
 
     async fn serve<V: Localize>(
         self,
         store: Store<V>,
         global: Option<Arc<GlobalViews>>,
+        one_node: bool,
         shutdown: impl Future<Output = ()>,
     ) {
         let Self { listeners, addresses: _, config, stats, limits } = self;
@@ -142,6 +142,7 @@ impl Server {
             routes: reflection(Routes::new(health)).prepare(),
             instance: format!("{:016x}", (random() * u64::MAX as f64) as u64).into(),
             authorization: config.authorization,
+            only_node: config.default_node.clone().filter(|_| one_node),
             default_node: config.default_node,
             stats,
             closing,
@@ -247,7 +248,7 @@ impl<V: Localize> Clone for Acceptor<V> {
 
 impl<V: Localize> Acceptor<V> {
     /// Takes connections until it is aborted.
-    async fn run(self, listener: Listener) {
+    async fn run(self, mut listener: Listener) {
         let mut warned = false;
         loop {
             let stream = match listener.accept().await {

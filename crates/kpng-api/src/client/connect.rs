@@ -47,6 +47,7 @@ const UNIX_AUTHORITY: &str = "localhost";
 pub struct Connection {
     channel: Channel,
     target: Target,
+    tls: bool,
     limits: Limits,
 }
 
@@ -108,7 +109,7 @@ impl Connection {
             .connect_with_connector(connector)
             .await
             .map_err(|error| failed(stream::reason(&error)))?;
-        Ok(Self { channel, target: target.clone(), limits })
+        Ok(Self { channel, target: target.clone(), tls: config.tls.is_set(), limits })
     }
 
     /// The server.
@@ -125,7 +126,7 @@ impl Connection {
         let mut client =
             LocalClient::new(self.channel.clone()).max_decoding_message_size(self.limits.message);
         let answer = timeout(self.limits.accept, client.watch(outgoing)).await;
-        OpStream::accepted(requests, answer, &self.target, self.limits.accept)
+        OpStream::accepted(requests, answer, &self.target, self.tls, self.limits.accept)
     }
 
     /// Asks what the cluster says.
@@ -137,7 +138,7 @@ impl Connection {
         let mut client =
             GlobalClient::new(self.channel.clone()).max_decoding_message_size(self.limits.message);
         let answer = timeout(self.limits.accept, client.watch(outgoing)).await;
-        OpStream::accepted(requests, answer, &self.target, self.limits.accept)
+        OpStream::accepted(requests, answer, &self.target, self.tls, self.limits.accept)
     }
 }
 

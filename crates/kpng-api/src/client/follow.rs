@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kpng_core::backoff::{Backoff, random};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tonic::Code;
 use tracing::{debug, error, info, warn};
 
@@ -79,6 +79,9 @@ pub(super) struct Rejected {
 /// How many malformed paths are remembered, so that each is reported once.
 const REMEMBERED_PATHS: usize = 256;
 
+/// How many reports about a target are remembered, so that each is made once.
+const REMEMBERED_REPORTS: usize = 16;
+
 /// Follows one API.
 pub(super) struct Follower<A: Api> {
     api: A,
@@ -98,8 +101,8 @@ pub(super) struct Follower<A: Api> {
 /// What is known about a target.
 #[derive(Clone, Debug, Default)]
 struct Experience {
-    /// What was last said about it, if it fails.
-    reported: Option<String>,
+    /// What was said about it since it last worked.
+    reported: BTreeSet<String>,
     /// It is an old server, on grpc-go with its defaults. That ends the connection of a client that
     /// pings more than every 5 minutes, so those who do so would lose their stream every 40 seconds.
     old: bool,
@@ -179,7 +182,7 @@ impl<A: Api> Follower<A> {
         let _connected = Connected::new(&self.stats);
         debug!("{target} has accepted the stream");
         loop {
-            let Some(OpItem { op }) = stream.next().await? else {
+            let Some(OpItem { op }) = self.next(at, &mut stream, *synced).await? else {
                 return Err(Error::Ended { target: target.clone() });
             };
             match op {
@@ -198,7 +201,7 @@ impl<A: Api> Follower<A> {
                         stream.ask(self.api.request(None));
                     }
                     if !std::mem::replace(synced, true) {
-                        self.targets[at].reported = None;
+                        self.targets[at].reported.clear();
                         info!("following {target}");
                     }
                 }
@@ -210,6 +213,30 @@ impl<A: Api> Follower<A> {
                 return Err(Error::LongAnswer { target: target.clone(), limit });
             }
         }
+    }
+
+    /// The next operation of a stream. A server that gives no state is left for another, if there is
+    /// one; that it gives none is worth a word.
+    async fn next(
+        &mut self,
+        at: usize,
+        stream: &mut OpStream<A::Request>,
+        synced: bool,
+    ) -> Result<Option<OpItem>, Error> {
+        if synced {
+            return stream.next().await;
+        }
+        if let Ok(next) = timeout(self.limits.first_state, stream.next()).await {
+            return next;
+        }
+        let error = Error::NoState { target: self.config.targets[at].clone() };
+        if self.config.targets.len() > 1 {
+            return Err(error);
+        }
+        if self.targets[at].reported.insert(error.to_string()) {
+            warn!("{error}; waiting for it");
+        }
+        stream.next().await
     }
 
     /// Takes an operation, which counts from Sync on.
@@ -272,14 +299,18 @@ impl<A: Api> Follower<A> {
         }
         self.stats.failures.add(1);
         let text = error.to_string();
-        if self.targets[at].reported.as_ref() == Some(&text) {
+        let reported = &mut self.targets[at].reported;
+        if reported.len() >= REMEMBERED_REPORTS {
+            reported.clear();
+        }
+        // The same trouble has several texts, by how far a connection came.
+        if !reported.insert(text.clone()) {
             debug!("again: {text}");
         } else {
             match advice {
                 Some(advice) => error!("{text}; {advice}"),
                 None => warn!("{text}; trying again"),
             }
-            self.targets[at].reported = Some(text);
         }
         advice.is_some()
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use kpng_core::model::{EndpointSlice, NamespacedName};
+use kpng_core::model::{Conditions, Endpoint, EndpointSlice, NamespacedName};
 use kpng_core::store::{Batch, Kind, Writer};
 
 use super::connect::Connection;
@@ -117,6 +117,14 @@ impl Api for Global {
     }
 }
 
+/// An order of endpoints that depends on nothing but them. It is that of `kpng-file`.
+fn sort_key(endpoint: &Endpoint) -> impl Ord + '_ {
+    let Endpoint { address, conditions, node, zone, zone_hints, node_hints, hostname, pod } =
+        endpoint;
+    let Conditions { ready, serving, terminating } = *conditions;
+    (address, pod, hostname, node, zone, zone_hints, node_hints, (ready, serving, terminating))
+}
+
 /// A Service that makes no sense keeps its last good state.
 fn set_service(key: &NamespacedName, bytes: &[u8], batch: &mut Batch) -> Result<(), String> {
     let (inner, service) =
@@ -155,7 +163,7 @@ fn rebuild_slice(key: &NamespacedName, values: &Values, batch: &mut Batch) -> Ve
             Err(reason) => rejected.push(Rejected { name: name.clone(), reason }),
         }
     }
-    slice.endpoints.sort_by_key(|endpoint| endpoint.address);
+    slice.endpoints.sort_by(|one, other| sort_key(one).cmp(&sort_key(other)));
     match owner {
         Some(owner) => batch.set_slice(key.clone(), owner, slice),
         None => batch.delete_slice(key.clone()),

@@ -8,6 +8,8 @@ pub(super) struct Limits {
     pub(super) connect: Duration,
     /// To the first sign that a stream was accepted. All servers send Reset or Sync at once.
     pub(super) accept: Duration,
+    /// Between two operations of a server that has given no state yet.
+    pub(super) first_state: Duration,
     /// Between the last sign of life and a ping of HTTP/2; `None` for no pings.
     pub(super) ping: Option<Duration>,
     /// To the answer to a ping.
@@ -29,6 +31,7 @@ pub(super) struct Limits {
 pub(super) const LIMITS: Limits = Limits {
     connect: Duration::from_secs(5),
     accept: Duration::from_secs(5),
+    first_state: Duration::from_secs(10),
     ping: Some(Duration::from_secs(10)),
     pong: Duration::from_secs(10),
     first_pause: Duration::from_millis(200),

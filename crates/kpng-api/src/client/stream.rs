@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use tokio::sync::mpsc;
 use tokio::time::error::Elapsed;
-use tonic::{Response, Status, Streaming};
+use tonic::{Code, Response, Status, Streaming};
 
 use crate::address::Target;
 use crate::error::Error;
@@ -21,6 +21,8 @@ pub struct OpStream<R = WatchReq> {
     requests: mpsc::Sender<R>,
     operations: Streaming<OpItem>,
     target: Target,
+    /// It is a stream over TLS, and nothing has come yet.
+    doubtful: bool,
 }
 
 /// The sending side of a stream's requests, and the stream of them, which begins with `first`.
@@ -44,12 +46,16 @@ impl<R> OpStream<R> {
         requests: mpsc::Sender<R>,
         answer: Result<Result<Response<Streaming<OpItem>>, Status>, Elapsed>,
         target: &Target,
+        tls: bool,
         limit: Duration,
     ) -> Result<Self, Error> {
         let target = target.clone();
         match answer {
-            Ok(Ok(response)) => Ok(Self { requests, operations: response.into_inner(), target }),
-            Ok(Err(status)) => Err(failed(target, &status)),
+            Ok(Ok(response)) => {
+                let operations = response.into_inner();
+                Ok(Self { requests, operations, target, doubtful: tls })
+            }
+            Ok(Err(status)) => Err(failed(target, &status, tls)),
             Err(_) => Err(Error::ConnectTimeout { target, limit }),
         }
     }
@@ -59,7 +65,9 @@ impl<R> OpStream<R> {
     /// # Errors
     /// When the stream breaks, or holds a message that is too long or none at all.
     pub async fn next(&mut self) -> Result<Option<OpItem>, Error> {
-        self.operations.message().await.map_err(|status| failed(self.target.clone(), &status))
+        let next = self.operations.message().await;
+        let doubtful = std::mem::replace(&mut self.doubtful, false);
+        next.map_err(|status| failed(self.target.clone(), &status, doubtful))
     }
 
     /// Asks for one more answer. Servers that push need it only to be asked for something else.
@@ -79,7 +87,8 @@ impl<R> OpStream<R> {
 /// What h2 says of a TLS alert, whose first bytes it takes for the length of a frame.
 const NOT_A_FRAME: &str = "frame with invalid size";
 
-fn failed(target: Target, status: &Status) -> Error {
+/// The error that a status is. With `tls`, nothing has come over a TLS connection.
+fn failed(target: Target, status: &Status, tls: bool) -> Error {
     let mut text = match status.message() {
         "" => status.code().description().to_owned(),
         message => message.to_owned(),
@@ -87,6 +96,10 @@ fn failed(target: Target, status: &Status) -> Error {
     add_causes(&mut text, status);
     if text.contains(NOT_A_FRAME) {
         text.push_str(" (servers with TLS answer like this to clients without)");
+    }
+    // In TLS 1.3 a client has begun to talk when the server looks at its certificate.
+    if tls && matches!(status.code(), Code::Unknown | Code::Unavailable | Code::Internal) {
+        text.push_str(" (this is also how a server refuses a client's certificate)");
     }
     Error::Stream { target, code: status.code(), reason: text }
 }

@@ -16,15 +16,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use kpng_core::local::Localize;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch as channel;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
+use tonic::Status;
 use tonic::body::Body;
 use tracing::debug;
 
 use super::authority::Lenient;
 use super::authorization::Peer;
 use super::listener::Stream;
-use super::service::{Shared, call};
+use super::service::{Ending, Shared, call};
 use super::stats::{Present, Stats};
 use crate::tls::{PeerCertificate, ServerTls};
 
@@ -132,13 +134,16 @@ async fn converse<V: Localize>(
     let calls = Arc::new(Calls::default());
     let end = peer.certificate.as_ref().map(|certificate| certificate.not_after);
     let mut closing = shared.closing.clone();
+    let (end_streams, ending) = channel::channel(None);
+    let ending = Ending(ending);
     let service = service_fn({
         let calls = Arc::clone(&calls);
         move |request: Request<Incoming>| {
             let (shared, peer, calls) = (Arc::clone(&shared), peer.clone(), Arc::clone(&calls));
+            let ending = ending.clone();
             async move {
                 let call_in_progress = Calls::begin(calls);
-                let response = call(shared, peer, request).await;
+                let response = call(shared, peer, ending, request).await;
                 let guard = |body| Guarded { body, _call: call_in_progress };
                 Ok::<_, std::convert::Infallible>(response.map(guard))
             }
@@ -153,13 +158,14 @@ async fn converse<V: Localize>(
         .max_header_list_size(MAX_HEADER)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let reason = tokio::select! {
+    let status = tokio::select! {
         result = &mut connection => return Ok(result?),
-        _ = closing.wait_for(|closing| *closing) => "the server is ending",
-        () = calls.missing(limits) => "nothing is asked for",
-        () = expiry(end) => "the client's certificate has expired",
+        _ = closing.wait_for(|closing| *closing) => Status::ok("the server is ending"),
+        () = calls.missing(limits) => Status::ok("nothing is asked for"),
+        () = expiry(end) => Status::unauthenticated("the client's certificate has expired"),
     };
-    debug!("ending a connection: {reason}");
+    debug!("ending a connection: {}", status.message());
+    end_streams.send_replace(Some(status));
     connection.as_mut().graceful_shutdown();
     match timeout(limits.grace, connection).await {
         Ok(result) => Ok(result?),
@@ -227,12 +233,12 @@ struct Guarded {
 
 impl http_body::Body for Guarded {
     type Data = Bytes;
-    type Error = tonic::Status;
+    type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 

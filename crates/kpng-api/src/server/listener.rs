@@ -4,15 +4,25 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::time::timeout;
+
+use tracing::warn;
 
 use crate::address::ListenAddress;
 use crate::error::Error;
 
 /// How many connections the kernel keeps for us: all nodes may come back at once.
 const BACKLOG: u32 = 4096;
+
+/// How long a process that was killed may listen on.
+const END: Duration = Duration::from_secs(2);
+
+/// How often to look whether a Unix socket is still there.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Who may connect to a Unix socket: its owner and its group.
 const UNIX_MODE: u32 = 0o660;
@@ -55,14 +65,25 @@ impl Listener {
     }
 
     /// The next connection. Cancel safe.
-    pub(super) async fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+    pub(super) async fn accept(&mut self) -> io::Result<Stream> {
+        loop {
+            let (listener, file) = match self {
+                Self::Unix { listener, file } => (listener, file),
+                Self::Tcp(listener) => {
+                    let (stream, _) = listener.accept().await?;
+                    stream.set_nodelay(true)?;
+                    return Ok(Stream::Tcp(stream));
+                }
+            };
+            if let Ok(accepted) = timeout(LOOK, listener.accept()).await {
+                return Ok(Stream::Unix(accepted?.0));
             }
-            Self::Unix { listener, .. } => Ok(Stream::Unix(listener.accept().await?.0)),
+            // Where another server has put its own socket, that one is meant now.
+            if !file.path.exists() {
+                let path = file.path.clone();
+                *self = bind_unix(&path).await?;
+                warn!("{} was removed, and is there again", path.display());
+            }
         }
     }
 }
@@ -114,10 +135,16 @@ pub(super) struct SocketFile {
     inode: u64,
 }
 
+impl SocketFile {
+    fn is_there(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode)
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // Another server may have put its own there.
-        if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+        if self.is_there() {
             // Who cannot remove it leaves it: the next server replaces it.
             std::fs::remove_file(&self.path).ok();
         }
@@ -134,13 +161,8 @@ async fn bind_unix(path: &Path) -> io::Result<Listener> {
                 "there is a file that is no socket",
             ));
         }
-        Ok(_) if UnixStream::connect(path).await.is_ok() => {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                "another process is listening there",
-            ));
-        }
-        _ => {}
+        Ok(_) => await_end(path).await?,
+        Err(_) => {}
     }
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}", std::process::id()));
@@ -154,6 +176,19 @@ async fn bind_unix(path: &Path) -> io::Result<Listener> {
         std::fs::remove_file(&temporary).ok();
     })?;
     Ok(Listener::Unix { listener, file })
+}
+
+/// Waits until nobody listens on `path`: a process that was killed a moment ago may not be gone yet.
+async fn await_end(path: &Path) -> io::Result<()> {
+    let begun = Instant::now();
+    while UnixStream::connect(path).await.is_ok() {
+        if begun.elapsed() > END {
+            let problem = "another process is listening there";
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, problem));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 fn bind_temporary(path: &Path) -> io::Result<UnixListener> {

@@ -13,6 +13,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use hyper::body::Incoming;
 use kpng_core::local::Localize;
+use tokio::sync::watch as channel;
 use tonic::body::Body;
 use tonic::codec::Codec as _;
 use tonic::codec::Streaming;
@@ -42,6 +43,8 @@ pub(super) struct Shared<V: Localize> {
     pub(super) instance: Arc<str>,
     pub(super) authorization: Option<Authorization>,
     pub(super) default_node: Option<Arc<str>>,
+    /// The store holds the view of this node, and no other.
+    pub(super) only_node: Option<Arc<str>>,
     pub(super) stats: Arc<Stats>,
     /// Whether the server is ending.
     pub(super) closing: tokio::sync::watch::Receiver<bool>,
@@ -51,16 +54,19 @@ pub(super) struct Shared<V: Localize> {
 pub(super) async fn call<V: Localize>(
     shared: Arc<Shared<V>>,
     peer: Peer,
+    ending: Ending,
     request: HttpRequest<Incoming>,
 ) -> Response<Body> {
     match request.uri().path() {
         "/localv1.Sets/Watch" if shared.local.is_some() => {
             let open = LocalOpen { shared: Arc::clone(&shared), peer };
-            respond::<WatchReq, _>(request, open, &shared, |stats| &stats.local_streams)
+            respond::<WatchReq, _>(request, open, &shared, ending, |stats| &stats.local_streams)
         }
         "/globalv1.Sets/Watch" if shared.global.is_some() => {
             let open = GlobalOpen { shared: Arc::clone(&shared), peer };
-            respond::<GlobalWatchReq, _>(request, open, &shared, |stats| &stats.global_streams)
+            respond::<GlobalWatchReq, _>(request, open, &shared, ending, |stats| {
+                &stats.global_streams
+            })
         }
         _ => {
             let mut routes = shared.routes.clone();
@@ -76,6 +82,7 @@ fn respond<M, O>(
     request: HttpRequest<Incoming>,
     open: O,
     shared: &Shared<impl Localize>,
+    ending: Ending,
     count: Which,
 ) -> Response<Body>
 where
@@ -93,7 +100,7 @@ where
     let stream = Box::new(Stream {
         _present: Present::new(&stats, count),
         watch: Watch::new(requests, open, instance, stats),
-        closing: shared.closing.clone(),
+        ending,
     });
     let body = stream::unfold(Some(stream), |stream| async { Some(stream?.piece().await) });
     let mut response = Response::new(Body::new(StreamBody::new(body)));
@@ -101,10 +108,25 @@ where
     response
 }
 
+/// Says why all streams of a connection end.
+#[derive(Clone, Debug)]
+pub(super) struct Ending(pub(super) channel::Receiver<Option<Status>>);
+
+impl Ending {
+    /// The status that they end with.
+    async fn wait(&mut self) -> Status {
+        if self.0.wait_for(Option::is_some).await.is_err() {
+            // The connection is gone, and so are its streams.
+            std::future::pending::<()>().await;
+        }
+        self.0.borrow().clone().unwrap_or_else(|| Status::ok(""))
+    }
+}
+
 /// A response that is being made.
 struct Stream<R, O: Open> {
     watch: Watch<R, O>,
-    closing: tokio::sync::watch::Receiver<bool>,
+    ending: Ending,
     _present: Present,
 }
 
@@ -113,7 +135,7 @@ impl<R: Requests, O: Open> Stream<R, O> {
     async fn piece(mut self: Box<Self>) -> (Result<Frame<Bytes>, Status>, Option<Box<Self>>) {
         let next = tokio::select! {
             biased;
-            _ = self.closing.wait_for(|closing| *closing) => Ok(None),
+            status = self.ending.wait() => Err(status),
             next = self.watch.next() => next,
         };
         match next {
@@ -204,6 +226,12 @@ impl<V: Localize> Open for LocalOpen<V> {
             authorization
                 .check_node(&self.peer, &node)
                 .inspect_err(|_| self.shared.stats.denied.add(1))?;
+        }
+        if let Some(own) = &self.shared.only_node
+            && *own != node
+        {
+            let problem = format!("this server knows only what Services mean on node {own:?}");
+            return Err(Status::not_found(problem));
         }
         let views =
             self.shared.local.as_ref().ok_or_else(|| Status::unimplemented("not served"))?;

@@ -32,6 +32,14 @@ pub(super) struct Request {
     pub(super) details: bool,
 }
 
+impl Request {
+    /// It has nothing that KPNG did not know.
+    fn is_old(&self) -> bool {
+        let Self { node: _, push, have, details } = self;
+        !push && have.is_none() && !details
+    }
+}
+
 /// Where requests come from.
 pub(super) trait Requests: Send {
     /// The next one; `None` when the client will send no more. Cancel safe.
@@ -115,7 +123,7 @@ impl<R: Requests, O: Open> Watch<R, O> {
             if self.chunk.len() >= CHUNK {
                 return Ok(Some(self.take()));
             }
-            if self.portion.is_none() && self.state != State::Idle && self.advance() {
+            if self.portion.is_none() && self.state != State::Idle && self.advance()? {
                 continue;
             }
             if !self.chunk.is_empty() {
@@ -161,13 +169,22 @@ impl<R: Requests, O: Open> Watch<R, O> {
     }
 
     /// Takes the next portion, if there is news. `false` when there is none.
-    fn advance(&mut self) -> bool {
-        let Some((_, feed)) = &mut self.current else { return false };
-        let Some(portion) = feed.next() else { return false };
+    ///
+    /// # Errors
+    /// When an old client must begin anew: KPNG's server sent Reset at the beginning of a stream only,
+    /// and some of its clients do not look at others.
+    fn advance(&mut self) -> Result<bool, Status> {
+        let Some((request, feed)) = &mut self.current else { return Ok(false) };
+        let Some(portion) = feed.next() else { return Ok(false) };
+        if portion.full && self.state != State::Begun && request.is_old() {
+            return Err(Status::aborted(
+                "the client is too far behind: connect again for the full state",
+            ));
+        }
         let Portion { full, complete, revision, triggered, head, page } = portion;
         let says_something = full || !head.is_empty() || !page.is_empty();
         if !says_something && self.state == State::Asked {
-            return true; // the client cannot see what changed
+            return Ok(true); // the client cannot see what changed
         }
         self.chunk.reserve((head.len() + page.bytes() + ROOM).min(CHUNK));
         if full && self.state != State::Begun {
@@ -178,7 +195,7 @@ impl<R: Requests, O: Open> Watch<R, O> {
         self.stats.operations.add(page.operations() + u64::from(!head.is_empty()));
         self.state = State::Answering;
         self.portion = Some(Sending { page, complete: complete.then_some(revision) });
-        true
+        Ok(true)
     }
 
     /// Waits for what comes next: a request, or news. `false` at the end of the stream.
@@ -240,7 +257,7 @@ impl<R: Requests, O: Open> Watch<R, O> {
             Some(revision) => {
                 // What was seen is still there: say so, or what differs.
                 self.state = State::Answering;
-                if !self.advance() {
+                if !self.advance()? {
                     self.sync(revision);
                 }
             }

@@ -99,6 +99,33 @@ async fn a_server_that_accepts_and_is_silent_is_left() {
     following.synced(1).await;
 }
 
+#[tokio::test]
+async fn a_server_without_a_state_is_left_for_one_that_has_it() {
+    let (mut without, mut with) = (Server::start().await, Server::start().await);
+    let following = follow_with(config(&[&without.target, &with.target]), IMPATIENT);
+    // It begins at either; what it is told there is not a state.
+    let hold = tokio::spawn(async move {
+        let mut streams = Vec::new();
+        loop {
+            let stream = without.stream().await;
+            stream.reset();
+            streams.push(stream);
+        }
+    });
+    give_state(&with.stream().await, "default/web");
+    following.synced(1).await;
+    hold.abort();
+
+    let mut alone = Server::start().await;
+    let following = follow_with(config(&[&alone.target]), IMPATIENT);
+    let stream = alone.stream().await;
+    stream.reset();
+    tokio::time::sleep(2 * IMPATIENT.first_state).await;
+    give_state(&stream, "default/web");
+    following.synced(1).await;
+    assert_eq!(following.stats.failures.get(), 0, "the only one is waited for");
+}
+
 /// Passes bytes on until it is told to stop, without closing anything.
 async fn freezable(
     to: Target,

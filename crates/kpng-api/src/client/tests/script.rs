@@ -49,6 +49,7 @@ pub(super) const IMPATIENT: Limits = Limits {
     accept: Duration::from_millis(200),
     ping: Some(Duration::from_millis(100)),
     pong: Duration::from_millis(200),
+    first_state: Duration::from_millis(300),
     ..FAST
 };
 

@@ -176,6 +176,52 @@ async fn a_unix_socket_is_for_its_group_and_replaces_a_dead_servers() {
 }
 
 #[tokio::test]
+async fn a_removed_socket_is_made_again_and_a_dying_server_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kpng.sock");
+    let listen = format!("unix://{}", path.display());
+    let dying = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(dying);
+    });
+    let server = Running::start(config(&listen), LIMITS).await;
+    std::fs::remove_file(&path).unwrap();
+    let begun = Instant::now();
+    while !path.exists() {
+        assert!(begun.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut stream = server.connection().await.local(push("n")).await.unwrap();
+    synced(&mut stream).await;
+}
+
+#[tokio::test]
+async fn who_knows_one_node_says_so() {
+    let (mut writer, store) = Store::local();
+    let mut batch = kpng_core::store::LocalBatch::new();
+    batch.mark_synced();
+    writer.apply(batch);
+    let config = Config { default_node: Some("me".into()), ..config(ANY_PORT) };
+    let server = Server::bind(config, Arc::default()).await.unwrap();
+    let targets = vec![server.addresses()[0].to_string().parse().unwrap()];
+    tokio::spawn(server.run_local(store, std::future::pending()));
+    let config = client::Config { targets, tls: TlsFiles::default(), server_name: None };
+    for (node, known) in [("me", true), ("", true), ("you", false)] {
+        let connection = Connection::connect(&config).await.unwrap();
+        let first = match connection.local(push(node)).await {
+            Ok(mut stream) => stream.next().await.map(drop),
+            Err(error) => Err(error),
+        };
+        match first {
+            Ok(()) => assert!(known, "{node:?}"),
+            Err(Error::Stream { code: Code::NotFound, .. }) => assert!(!known, "{node:?}"),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn health_and_reflection_are_served() {
     let server = Running::start(config(ANY_PORT), LIMITS).await;
     let url = format!("http://127.0.0.1:{}", server.port());
@@ -513,10 +559,13 @@ async fn a_connection_ends_with_its_certificate() {
     let short = secured.authority.issue("a", end);
     let mut stream = secured.connect(Some(&short)).await.unwrap().local(push("a")).await.unwrap();
     synced(&mut stream).await;
-    // Its remaining second, and the time to end in order.
-    let ended = timeout(PATIENCE, async { while let Ok(Some(_)) = stream.next().await {} }).await;
-    ended.expect("the connection ends");
+    let ended = timeout(PATIENCE, stream.next()).await.expect("the stream ends");
+    assert!(
+        matches!(ended, Err(Error::Stream { code: Code::Unauthenticated, .. })),
+        "it says why: {ended:?}"
+    );
     assert!(SystemTime::now() + Duration::from_secs(1) > end);
+    tokio::time::sleep(Duration::from_secs(1)).await; // it is valid for the rest of its last second
     let expired = secured.connect(Some(&short)).await;
     let refused = match expired {
         Ok(connection) => connection.local(push("a")).await.map(|_| ()),

@@ -405,6 +405,25 @@ async fn a_client_resumes_where_it_was() {
 }
 
 #[tokio::test]
+async fn an_old_client_that_is_too_far_behind_has_to_come_again() {
+    let new = Request { details: true, ..Request::default() };
+    for (request, old) in [(Request::default(), true), (new, false)] {
+        let mut cluster = Cluster::unsynced(4);
+        cluster.sync();
+        let mut client = cluster.watch();
+        client.ask(request.clone());
+        client.operations().await;
+        (0..9).for_each(|number| cluster.service("web", &[(&format!("10.0.1.{number}"), "n1")]));
+        client.ask(request.clone());
+        if old {
+            assert_eq!(client.watch.next().await.unwrap_err().code(), tonic::Code::Aborted);
+        } else {
+            assert!(matches!(client.operations().await[0], Op::Reset(_)));
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_answer_says_when_its_earliest_change_was_made() {
     let at = |seconds| Some(std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
     for details in [true, false] {
