@@ -347,6 +347,9 @@ pub fn without_node<V: Counted>(sources: Sources<'_, V>) -> Handler {
     let mut registry = Registry::default();
     let (healthz, livez) = sources.health.answers();
     register_answers(registry.sub_registry_with_prefix("kubeproxy"), healthz, livez);
+    if let Some(stats) = &sources.server {
+        registry.register_collector(Box::new(api::LocalEvents(Arc::clone(stats))));
+    }
     register_others(&mut registry, sources);
     Arc::new(move |path| match path {
         "/metrics" => answer(StatusCode::OK, text::CONTENT_TYPE, encode(&registry)),
@@ -370,7 +373,9 @@ fn register_others<V: Counted>(registry: &mut Registry, sources: Sources<'_, V>)
     let build = Family::<Label<&'static str>, Gauge>::default();
     build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
     registry.register("kpng_build_info", "The version of kpng, as a label", build);
-    registry.register_collector(Box::new(kube::Contents(sources.store.clone())));
+    let count_events = sources.kube.is_none();
+    let contents = kube::Contents { store: sources.store.clone(), count_events };
+    registry.register_collector(Box::new(contents));
     if let Some(stats) = sources.kube {
         registry.register_collector(Box::new(kube::Watcher(stats)));
     }

@@ -75,3 +75,15 @@ impl Collector for Server {
         Ok(())
     }
 }
+
+/// What KPNG counts for who works out views for others.
+#[derive(Debug)]
+pub(super) struct LocalEvents(pub(super) Arc<server::Stats>);
+
+impl Collector for LocalEvents {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Values sent and deletions of such";
+        let sent = [(NO_LABELS, self.0.operations.get())];
+        counters(&mut encoder, "kpng_node_local_events", help, sent)
+    }
+}

@@ -37,19 +37,29 @@ impl<V: Counted> Collector for Journal<V> {
 
 /// How much the store holds.
 #[derive(Debug)]
-pub(super) struct Contents<V>(pub(super) Store<V>);
+pub(super) struct Contents<V> {
+    pub(super) store: Store<V>,
+    /// Nobody else counts what changes it.
+    pub(super) count_events: bool,
+}
 
 impl<V: Counted> Collector for Contents<V> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let (services, nodes) = self.0.len();
+        let (services, nodes) = self.store.len();
         for (name, help, number) in [
             ("kpng_store_services", "Services that are known", services as u64),
             ("kpng_store_nodes", "Nodes that are known", nodes as u64),
-            ("kpng_store_revision", "How often what is known has changed", self.0.revision()),
+            ("kpng_store_revision", "How often what is known has changed", self.store.revision()),
         ] {
             encoder
                 .encode_descriptor(name, help, None, MetricType::Gauge)?
                 .encode_gauge(&number)?;
+        }
+        if self.count_events {
+            // KPNG's name, which it uses for every source.
+            let help = "Changes that the source has made";
+            let changes = [(NO_LABELS, self.store.revision())];
+            counters(&mut encoder, "kpng_k8s_api_events", help, changes)?;
         }
         Ok(())
     }

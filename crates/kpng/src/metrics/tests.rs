@@ -430,7 +430,11 @@ fn numbers_of_the_watcher() {
     let health = ProxyHealth::new(Duration::ZERO);
     let (_, store) = Store::new();
     let metrics = Metrics::new(Sources { kube: None, ..sources(&health, &store) });
-    assert_eq!(samples(&metrics, &["k8s_api_events", "watch_"]), "");
+    assert_eq!(
+        samples(&metrics, &["k8s_api_events", "watch_"]),
+        "kpng_k8s_api_events_total 0\n",
+        "of any source"
+    );
 }
 
 #[test]
@@ -544,6 +548,7 @@ fn a_process_without_a_node_tells_of_its_sources_and_its_server() {
         kpng_api_streams{api="local"} 0
         kpng_build_info{version="0.1.0"} 1
         kpng_k8s_api_events_total 0
+        kpng_node_local_events_total 0
         kpng_store_nodes 1
         kpng_store_revision 1
         kpng_store_services 1
