@@ -39,6 +39,7 @@ use tonic_health::server::HealthReporter;
 use tracing::warn;
 
 pub use authorization::Authorization;
+pub use listener::{listen, listen_everywhere};
 pub use stats::{Count, Stats};
 
 use crate::address::ListenAddress;

@@ -20,7 +20,6 @@
 
 mod dry_run;
 mod names;
-mod order;
 mod program;
 mod recent;
 mod render;
@@ -194,7 +193,7 @@ impl Iptables {
             // Over what is there everything is written at once: else the first root of the tree
             // would cut off what is not written yet.
             let size = if state.is_found() { usize::MAX } else { variant.services_per_input() };
-            let all = order::by_importance(plan);
+            let all = plan.by_importance();
             let mut groups = all.chunks(size);
             let mut first = Some(groups.next().unwrap_or_default());
             while let Some(group) = first.take().or_else(|| groups.next()) {

@@ -161,7 +161,7 @@ impl Nft {
             whole.tables.insert(family, table);
         }
         whole.write_skeletons(&self.config, &mut batch);
-        for (key, service) in by_importance(plan) {
+        for (key, service) in plan.by_importance() {
             whole.write_found(&mut batch, key, service, &mut self.stale);
             if whole.pending() >= ELEMENTS_PER_TRANSACTION {
                 whole.flush(&mut batch);
@@ -403,23 +403,6 @@ fn matching_order(
     let rank = new.pools[..index].iter().filter(|other| place(other)).count();
     let matching = old.pools.iter().zip(order).filter(|(other, _)| place(other));
     matching.map(|(_, order)| order.clone()).nth(rank).unwrap_or_default()
-}
-
-/// All services: cluster DNS and the API server first, then those with endpoints on this node.
-fn by_importance(plan: &Plan) -> Vec<(&NamespacedName, &Arc<ServicePlan>)> {
-    let rank = |(key, service): &(&NamespacedName, &Arc<ServicePlan>)| {
-        let system =
-            &*key.namespace == "kube-system" && service.ports.iter().any(|port| port.port == 53);
-        let api_server = (&*key.namespace, &*key.name) == ("default", "kubernetes");
-        match (system || api_server, service.has_local_endpoint) {
-            (true, _) => 0,
-            (false, true) => 1,
-            (false, false) => 2,
-        }
-    };
-    let mut services: Vec<_> = plan.services().iter().collect();
-    services.sort_by_key(rank);
-    services
 }
 
 fn has_our_shape(family: Family, found: &FoundTable) -> bool {

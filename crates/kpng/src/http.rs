@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use kpng_api::server::{listen, listen_everywhere};
 use kpng_core::backoff::Backoff;
-use rustix::io::Errno;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -282,34 +282,11 @@ async fn bind_until_it_works(what: &str, address: SocketAddr) -> TcpListener {
 
 /// Listens on `address`; on an unspecified one for both families, where the kernel has both.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    if !address.ip().is_unspecified() {
-        return listen(address);
+    if address.ip().is_unspecified() {
+        listen_everywhere(address.port(), BACKLOG)
+    } else {
+        listen(address, BACKLOG)
     }
-    let any = |ip: IpAddr| SocketAddr::new(ip, address.port());
-    match listen(any(Ipv6Addr::UNSPECIFIED.into())) {
-        Err(error) if lacks_ipv6(&error) => listen(any(Ipv4Addr::UNSPECIFIED.into())),
-        result => result,
-    }
-}
-
-fn lacks_ipv6(error: &io::Error) -> bool {
-    let lacking = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL];
-    Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => {
-            let socket = TcpSocket::new_v6()?;
-            let only_v6 = !address.ip().is_unspecified();
-            rustix::net::sockopt::set_ipv6_v6only(&socket, only_v6)?;
-            socket
-        }
-    };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 #[cfg(test)]

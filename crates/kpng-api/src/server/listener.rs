@@ -89,17 +89,10 @@ impl Listener {
 }
 
 async fn bind_tcp(host: Option<&str>, port: u16) -> io::Result<TcpListener> {
-    let Some(host) = host else {
-        return match listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
-            Err(error) if lacks_ipv6(&error) => {
-                listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
-            }
-            result => result,
-        };
-    };
+    let Some(host) = host else { return listen_everywhere(port, BACKLOG) };
     let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
     for address in tokio::net::lookup_host((host, port)).await? {
-        result = listen(address);
+        result = listen(address, BACKLOG);
         if result.is_ok() {
             break;
         }
@@ -107,13 +100,31 @@ async fn bind_tcp(host: Option<&str>, port: u16) -> io::Result<TcpListener> {
     result
 }
 
+/// Listens on all addresses of both families, where the kernel has both. `backlog` connections wait in
+/// the kernel. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// What the kernel says.
+pub fn listen_everywhere(port: u16, backlog: u32) -> io::Result<TcpListener> {
+    match listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), backlog) {
+        Err(error) if lacks_ipv6(&error) => {
+            listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), backlog)
+        }
+        result => result,
+    }
+}
+
 fn lacks_ipv6(error: &io::Error) -> bool {
     let lacking = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL];
     Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
 }
 
-/// Listens on one address; on `[::]` for both families.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on one address; on `[::]` for both families. `backlog` connections wait in the kernel. Must
+/// be called inside a tokio runtime.
+///
+/// # Errors
+/// What the kernel says.
+pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => {
@@ -125,7 +136,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(backlog)
 }
 
 /// A socket file of ours, removed when it is not needed any more.

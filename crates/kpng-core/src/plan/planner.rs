@@ -30,6 +30,24 @@ impl Plan {
         &self.services
     }
 
+    /// The plans of all services in the order in which a cold start shall write them: cluster DNS and
+    /// the API server, then those with endpoints on this node, then the rest.
+    pub fn by_importance(&self) -> Vec<(&NamespacedName, &Arc<ServicePlan>)> {
+        let rank = |(key, service): &(&NamespacedName, &Arc<ServicePlan>)| {
+            let system = &*key.namespace == "kube-system"
+                && service.ports.iter().any(|port| port.port == 53);
+            let api_server = (&*key.namespace, &*key.name) == ("default", "kubernetes");
+            match (system || api_server, service.has_local_endpoint) {
+                (true, _) => 0,
+                (false, true) => 1,
+                (false, false) => 2,
+            }
+        };
+        let mut services: Vec<_> = self.services.iter().collect();
+        services.sort_by_key(rank);
+        services
+    }
+
     /// The plan of one service.
     pub fn service(&self, key: &NamespacedName) -> Option<&Arc<ServicePlan>> {
         self.services.get(key)

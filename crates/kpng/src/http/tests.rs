@@ -1,6 +1,7 @@
 //! Real sockets on loopback addresses.
 
 use std::io::{Read, Write};
+use std::net::Ipv6Addr;
 use std::sync::Mutex;
 
 use expect_test::{Expect, expect};
