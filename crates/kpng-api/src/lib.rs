@@ -58,10 +58,12 @@
 
 pub mod address;
 pub mod client;
+mod count;
 pub mod error;
 pub mod proto;
 pub mod server;
 pub mod tls;
 mod wire;
 
+pub use count::Count;
 pub use error::Error;

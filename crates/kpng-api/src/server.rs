@@ -40,7 +40,7 @@ use tracing::warn;
 
 pub use authorization::Authorization;
 pub use listener::{listen, listen_everywhere};
-pub use stats::{Count, Stats};
+pub use stats::Stats;
 
 use crate::address::ListenAddress;
 use crate::error::Error;

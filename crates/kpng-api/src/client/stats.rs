@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::server::Count;
+use crate::count::Count;
 
 /// What a client counts.
 #[derive(Debug, Default)]
