@@ -153,6 +153,10 @@ async fn to_local<S: Source<Value: Serve>>(
             let work = Work::of(&iptables.common, false);
             to_backend(source, node, local, choice, work, shutdown).await
         }
+        BackendCommand::ToHealthchecks => {
+            let work = Work::Run { replace_kube_proxy: false };
+            to_backend(source, node, local, Choice::Healthchecks, work, shutdown).await
+        }
         BackendCommand::ToJson => {
             let api = Beside::bind(&local, &node).await?;
             let source = source.start(shutdown.clone())?;

@@ -2,6 +2,8 @@
 //!
 //! A backend is one crate, one variant of [`Choice`] and one row of [`ALL`].
 
+mod healthchecks;
+
 use anyhow::{Context, bail};
 use kpng_core::Backend;
 use kpng_core::backend::Gap;
@@ -10,6 +12,8 @@ use kpng_iptables::Iptables;
 use kpng_nft::Nft;
 use tracing::debug;
 
+pub use healthchecks::Healthchecks;
+
 /// A backend, and how it is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
@@ -17,6 +21,8 @@ pub enum Choice {
     Nft(kpng_nft::Config),
     /// `to-iptables`.
     Iptables(kpng_iptables::Config),
+    /// `to-healthchecks`.
+    Healthchecks,
 }
 
 /// What is known of a backend without using it.
@@ -50,6 +56,13 @@ pub const ALL: &[Row] = &[
         gaps: kpng_iptables::GAPS,
         default: || Choice::Iptables(kpng_iptables::Config::default()),
     },
+    Row {
+        name: "healthchecks",
+        about: "no data path: only health check node ports are answered",
+        mode: "healthchecks",
+        gaps: &[],
+        default: || Choice::Healthchecks,
+    },
 ];
 
 impl Choice {
@@ -58,7 +71,14 @@ impl Choice {
         match self {
             Self::Nft(_) => &ALL[0],
             Self::Iptables(_) => &ALL[1],
+            Self::Healthchecks => &ALL[2],
         }
+    }
+
+    /// It decides what becomes of packets, so the connections and parameters of the kernel that go with
+    /// that are its business too.
+    pub fn has_data_path(&self) -> bool {
+        !matches!(self, Self::Healthchecks)
     }
 
     /// Makes it ready. Changes nothing on the node.
@@ -74,6 +94,7 @@ impl Choice {
             Self::Iptables(config) => {
                 Box::new(Iptables::open(config.clone()).context("cannot use iptables")?)
             }
+            Self::Healthchecks => Box::new(Healthchecks),
         })
     }
 
@@ -82,6 +103,7 @@ impl Choice {
         match self {
             Self::Nft(config) => kpng_nft::ruleset_text(plan, config),
             Self::Iptables(config) => kpng_iptables::ruleset_text(plan, config),
+            Self::Healthchecks => String::new(),
         }
     }
 
@@ -123,9 +145,9 @@ pub fn cleanup_all(kept: Option<&Choice>) -> anyhow::Result<()> {
 pub fn text() -> String {
     let mut text = String::new();
     for Row { name, about, gaps, .. } in ALL {
-        text += &format!("to-{name:<10} {about}\n");
+        text += &format!("to-{name:<12} {about}\n");
         for Gap { what, why } in *gaps {
-            text += &format!("{:13} not: {what} ({why})\n", "");
+            text += &format!("{:15} not: {what} ({why})\n", "");
         }
     }
     text

@@ -165,6 +165,8 @@ pub enum BackendCommand {
     ToNft(NftArgs),
     /// Program the kernel by iptables-restore
     ToIptables(IptablesArgs),
+    /// Answer health check node ports only, for those who have a data path of their own
+    ToHealthchecks,
     /// Print a line of JSON for each changed service
     ToJson,
     /// Give such lines to a program's standard input; it is started again when it ends

@@ -47,8 +47,11 @@ pub(super) async fn run<S: Source<Value: Serve>>(
     let settings = settings(&local)?;
     let backend = choice.open()?;
     let api = Beside::bind(&local, &node).await?;
-    for problem in node_setup::apply(&setup(&local)) {
-        warn!("{problem}");
+    let has_data_path = choice.has_data_path();
+    if has_data_path {
+        for problem in node_setup::apply(&setup(&local)) {
+            warn!("{problem}");
+        }
     }
 
     let source = source.start(shutdown.clone())?;
@@ -71,11 +74,12 @@ pub(super) async fn run<S: Source<Value: Serve>>(
         service_health: ServiceHealth::new(health.clone()),
         health: health.clone(),
         metrics: metrics.clone(),
-        cleaner: Arc::clone(&cleaner),
-        at_first_sync: Some(Box::new(move || {
+        cleaner: has_data_path.then(|| Arc::clone(&cleaner)),
+        at_first_sync: has_data_path.then(|| {
             // It may take a while, and whatever comes of it is in the log.
-            drop(tokio::task::spawn_blocking(move || take_over(&choice, replace_kube_proxy)));
-        })),
+            let work = move || take_over(&choice, replace_kube_proxy);
+            Box::new(|| drop(tokio::task::spawn_blocking(work))) as _
+        }),
     };
     let pipeline = Pipeline {
         reader: store.reader(),

@@ -17,7 +17,8 @@ pub(super) struct Observer {
     pub(super) health: ProxyHealth,
     pub(super) metrics: Metrics,
     pub(super) service_health: ServiceHealth,
-    pub(super) cleaner: Arc<Cleaner>,
+    /// Of those who decide what becomes of packets.
+    pub(super) cleaner: Option<Arc<Cleaner>>,
     /// Called once, after the first successful sync.
     pub(super) at_first_sync: Option<Box<dyn FnOnce()>>,
 }
@@ -62,7 +63,9 @@ impl Observer {
         if let Some(triggered) = synced.triggered {
             self.metrics.programmed(triggered, plan, &changes.services);
         }
-        self.cleaner.update(plan, changed);
+        if let Some(cleaner) = &self.cleaner {
+            cleaner.update(plan, changed);
+        }
         self.service_health.update(plan, changed);
         self.health.synced();
         let (services, milliseconds) = (plan.services().len(), duration.as_millis());

@@ -1,5 +1,7 @@
 //! The backends side by side: what there is, taking over from each other, and cleaning up.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -87,6 +89,42 @@ fn cleanup_removes_what_any_backend_left() {
     }
     assert!(run(&network.node, &["nft", "list", "tables"]).contains("inet theirs"));
     assert!(run(&network.node, &["iptables-save", "-t", "nat"]).contains(":THEIRS"));
+}
+
+#[test]
+fn health_checks_alone_touch_no_data_path() {
+    let Some(network) = network() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.yaml");
+    let state = |pods: &[&str]| {
+        state(pods).replace(
+            "type: NodePort\n",
+            "type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 32100\n",
+        )
+    };
+    write(&path, &state(&["10.180.0.1"]));
+    let mut nft = start(&network, &path, "nft");
+    nft.wait_ready(&network.node);
+    assert!(nft.terminate().success());
+    let before = run(&network.node, &["nft", "list", "ruleset"]);
+
+    let kpng = start(&network, &path, "healthchecks");
+    kpng.wait_ready(&network.node);
+    let node = network.node.v4();
+    let answers = |status: &str| {
+        let answer = network.client.run(move || {
+            let mut stream = TcpStream::connect((node, 32100)).ok()?;
+            write!(stream, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok()?;
+            Some(answer)
+        });
+        answer.is_some_and(|answer| answer.contains(status))
+    };
+    eventually("the port says that there is an endpoint", || answers(" 200 "));
+    write(&path, &state(&[]));
+    eventually("the port says that there is none", || answers(" 503 "));
+    assert_eq!(run(&network.node, &["nft", "list", "ruleset"]), before, "it is another's");
 }
 
 #[test]
