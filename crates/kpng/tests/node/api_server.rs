@@ -228,8 +228,11 @@ fn local_policy_and_health_check_port() {
     };
 
     cluster.set_endpoints("lb", vec![endpoint(network.remote_pod(1))]);
-    eventually("no local endpoint", || health().contains(" 503 "));
-    assert_eq!(network.client.tcp(None, SocketAddr::new(vip, 80)), Outcome::TimedOut);
+    // Refused until the endpoint elsewhere is known.
+    eventually("no local endpoint", || {
+        network.client.tcp(None, SocketAddr::new(vip, 80)) == Outcome::TimedOut
+    });
+    assert!(health().contains(" 503 "), "{}", health());
     assert_eq!(by(network.pod(1), vip, 80), None, "not in the source ranges");
 
     cluster.set_endpoints("lb", vec![endpoint(network.remote_pod(1)), endpoint(network.pod(1))]);
