@@ -13,21 +13,10 @@ use kpng_core::Backend;
 use kpng_core::model::Family;
 use kpng_core::plan::{Plan, Planner};
 use kpng_nft::{Config, Nft, ruleset_text};
-use kpng_testkit::cases::{CASES, PORTS};
-use kpng_testkit::conformance::{OnNode, all_services, check_packets, plan, plan_of};
+use kpng_testkit::cases::CASES;
+use kpng_testkit::conformance::{OnNode, all_services, check_packets, network, plan, plan_of};
 use kpng_testkit::fixture::address;
-use kpng_testkit::network::{Host, Network, Topology};
-
-fn network() -> Option<Network> {
-    let network = Network::new(Topology { pods: 4, remote_pods: 2 })?;
-    for pod in network.pods.iter().chain(&network.remote_pods) {
-        pod.serve(PORTS);
-    }
-    network.node.run(|| {
-        kpng_linux::sysctl::set("net/ipv4/conf/all/route_localnet", "1").unwrap();
-    });
-    Some(network)
-}
+use kpng_testkit::network::Host;
 
 fn nft_backend() -> Box<dyn Backend> {
     Box::new(Nft::open(Config::default()).unwrap())

@@ -12,9 +12,25 @@ use kpng_core::backend::{BackendError, Capability, Gap};
 use kpng_core::model::{Family, NamespacedName, Protocol};
 use kpng_core::plan::{Packet, Plan, Planner, Verdict};
 
-use crate::cases::Case;
+use crate::cases::{Case, PORTS};
 use crate::fixture::{NODE, address, fixture};
-use crate::network::{Host, Network, Outcome};
+use crate::network::{Host, Network, Outcome, Topology};
+
+/// The network of the cases, with everything that pods serve. `None` when the environment asks to skip.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn network() -> Option<Network> {
+    let network = Network::new(Topology { pods: 4, remote_pods: 2 })?;
+    for pod in network.pods.iter().chain(&network.remote_pods) {
+        pod.serve(PORTS);
+    }
+    network.node.run(|| {
+        kpng_linux::sysctl::set("net/ipv4/conf/all/route_localnet", "1")
+            .expect("the namespace is ours");
+    });
+    Some(network)
+}
 
 /// What must become of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! - [`fixture`]: a terse language for cluster states.
 //! - [`cases`], [`conformance`]: the table of what must become of packets, and how it is run, by the
 //!   plan and by any backend with real packets.
+//! - [`random`]: random cluster states in that language.
 //! - [`network`]: a node, pods and a client, each a network namespace.
 //! - [`apiserver`]: etcd and kube-apiserver.
 //!
@@ -14,3 +15,4 @@ pub mod cases;
 pub mod conformance;
 pub mod fixture;
 pub mod network;
+pub mod random;

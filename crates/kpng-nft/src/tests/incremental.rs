@@ -11,10 +11,10 @@ use kpng_testkit::conformance::{all_services, plan_of};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::model::cluster;
 use crate::names::Set;
 use crate::state::{TableState, Unclaimed};
 use crate::{Config, Whole};
+use kpng_testkit::random::cluster;
 
 /// The elements that a kernel would hold, which is as strict as the kernel.
 #[derive(Debug, Default, PartialEq)]
