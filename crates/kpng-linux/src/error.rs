@@ -46,6 +46,14 @@ pub enum Error {
         what: String,
     },
 
+    /// What the kernel holds is not known, as the last write failed or there was none. All has to be
+    /// written again.
+    #[error("cannot {what}: it was not written completely")]
+    Unknown {
+        /// What was attempted.
+        what: String,
+    },
+
     /// The kernel did not answer in time.
     #[error("cannot {what}: the kernel gave no answer")]
     NoAnswer {

@@ -7,13 +7,15 @@
 //!
 //! There is one model of a ruleset and there are two encoders, never two renderers. The language
 //! has what kpng needs and nothing else; each [`Statement`] says what it means in nft's own syntax.
-//! What the kernel holds is read back by [`Nftables`] in the same terms.
+//! What the kernel holds is read back by [`Nftables`] in the same terms. [`OwnedTable`] keeps a whole
+//! table equal to what its owner wants.
 
 mod batch;
 mod bytes;
 mod expression;
 mod model;
 mod monitor;
+mod owned;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -27,6 +29,7 @@ pub use model::{
     Table, TableFamily, Value, Verdict,
 };
 pub use monitor::Monitor;
+pub use owned::{Change, Content, OwnedTable, owned_text};
 pub use read::{FoundChain, FoundRule, FoundSet, FoundTable};
 
 /// Netlink message types of nf_tables, without the subsystem (`NFT_MSG_*`).
