@@ -20,7 +20,6 @@
 
 mod class;
 mod dry_run;
-mod foreign;
 pub mod names;
 mod order;
 mod render;
@@ -38,7 +37,6 @@ use kpng_core::plan::{NodeFacts, Plan, ServicePlan, Target};
 use kpng_linux::nft::{Batch, FoundTable, Monitor, Nftables};
 
 pub use dry_run::ruleset_text;
-pub use foreign::remove_kube_proxy;
 
 use names::Set;
 use state::{TableState, Unclaimed, Written};

@@ -17,10 +17,8 @@ use kpng_kube::NodeScope;
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::backends::{self, Choice};
-use crate::cli::{
-    ApiArgs, BackendArgs, BackendCommand, Cli, Command, IptablesVariant, LocalArgs, Output, Sink,
-};
+use crate::backends;
+use crate::cli::{ApiArgs, BackendCommand, Chosen, Cli, Command, LocalArgs, Output, Sink, Work};
 use crate::logging;
 use crate::signals::Shutdown;
 use crate::sinks::{exec, file, json};
@@ -40,6 +38,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Version => return print(&version()),
         Command::Backends { output: Output::Text } => return print(&backends::text()),
         Command::Backends { output: Output::Json } => return print(&backends::json()),
+        Command::Backends { output: Output::Markdown } => return print(&backends::markdown()),
         Command::Completion { shell } => return print_completion(shell),
         _ => logging::start(&cli.logging),
     }
@@ -132,32 +131,15 @@ async fn to_local<S: Source<Value: Serve>>(
     backend: BackendCommand,
 ) -> anyhow::Result<()> {
     let (shutdown, node) = (signals()?, own_name(&local)?);
-    match backend {
-        BackendCommand::ToNft(nft) => {
-            let choice = Choice::Nft(kpng_nft::Config {
-                masquerade_bit: nft.common.masquerade_bit,
-                conntrack_be_liberal: local.conntrack.conntrack_be_liberal,
-            });
-            let work = Work::of(&nft.common, nft.replace_kube_proxy);
-            to_backend(source, node, local, choice, work, shutdown).await
-        }
-        BackendCommand::ToIptables(iptables) => {
-            let choice = Choice::Iptables(kpng_iptables::Config {
-                masquerade_bit: iptables.common.masquerade_bit,
-                conntrack_be_liberal: local.conntrack.conntrack_be_liberal,
-                variant: iptables.iptables_variant.map(|variant| match variant {
-                    IptablesVariant::Legacy => kpng_iptables::Variant::Legacy,
-                    IptablesVariant::Nft => kpng_iptables::Variant::Nft,
-                }),
-            });
-            let work = Work::of(&iptables.common, false);
-            to_backend(source, node, local, choice, work, shutdown).await
-        }
-        BackendCommand::ToHealthchecks => {
-            let work = Work::Run { replace_kube_proxy: false };
-            to_backend(source, node, local, Choice::Healthchecks, work, shutdown).await
-        }
-        BackendCommand::ToJson => {
+    match backend.chosen(&local) {
+        Chosen::Backend(choice, work) => match work {
+            Work::Cleanup => choice.cleanup(),
+            Work::DryRun => node::dry_run(source, node, &local, &*choice, shutdown).await,
+            Work::Run { replace_kube_proxy } => {
+                node::run(source, node, local, &*choice, replace_kube_proxy, shutdown).await
+            }
+        },
+        Chosen::Json => {
             let api = Beside::bind(&local, &node).await?;
             let source = source.start(shutdown.clone())?;
             let store = source.store.clone();
@@ -165,47 +147,13 @@ async fn to_local<S: Source<Value: Serve>>(
             source.beside(to_json(&store, node, shutdown)).await?;
             api.end().await
         }
-        BackendCommand::ToExec { command } => {
+        Chosen::Exec(command) => {
             let api = Beside::bind(&local, &node).await?;
             let source = source.start(shutdown.clone())?;
             let store = source.store.clone();
             let api = api.serve(&store);
             source.beside(exec::run(&store, node, &command, shutdown.wait())).await?;
             api.end().await
-        }
-    }
-}
-
-/// What a backend is to do.
-enum Work {
-    Cleanup,
-    DryRun,
-    Run { replace_kube_proxy: bool },
-}
-
-impl Work {
-    fn of(args: &BackendArgs, replace_kube_proxy: bool) -> Self {
-        match args {
-            BackendArgs { cleanup: true, .. } => Self::Cleanup,
-            BackendArgs { dry_run: true, .. } => Self::DryRun,
-            _ => Self::Run { replace_kube_proxy },
-        }
-    }
-}
-
-async fn to_backend<S: Source<Value: Serve>>(
-    source: S,
-    node: Arc<str>,
-    local: LocalArgs,
-    choice: Choice,
-    work: Work,
-    shutdown: Shutdown,
-) -> anyhow::Result<()> {
-    match work {
-        Work::Cleanup => choice.cleanup(),
-        Work::DryRun => node::dry_run(source, node, &local, &choice, shutdown).await,
-        Work::Run { replace_kube_proxy } => {
-            node::run(source, node, local, choice, replace_kube_proxy, shutdown).await
         }
     }
 }

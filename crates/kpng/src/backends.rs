@@ -1,29 +1,23 @@
 //! The backends that this binary has: one table, no registration.
 //!
-//! A backend is one crate, one variant of [`Choice`] and one row of [`ALL`].
+//! A backend is one crate, one feature of this one, one module here with a [`Row`], and its flags in
+//! `cli::backends`.
 
 mod healthchecks;
+#[cfg(feature = "iptables")]
+mod iptables;
+#[cfg(feature = "nft")]
+mod nft;
+
+use std::fmt;
 
 use anyhow::{Context, bail};
 use kpng_core::Backend;
 use kpng_core::backend::Gap;
 use kpng_core::plan::Plan;
-use kpng_iptables::Iptables;
-use kpng_nft::Nft;
 use tracing::debug;
 
 pub use healthchecks::Healthchecks;
-
-/// A backend, and how it is configured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// `to-nft`.
-    Nft(kpng_nft::Config),
-    /// `to-iptables`.
-    Iptables(kpng_iptables::Config),
-    /// `to-healthchecks`.
-    Healthchecks,
-}
 
 /// What is known of a backend without using it.
 #[derive(Clone, Copy, Debug)]
@@ -34,85 +28,49 @@ pub struct Row {
     pub about: &'static str,
     /// What kube-proxy calls such a mode (`/proxyMode`), or our name for it.
     pub mode: &'static str,
-    /// What it cannot do.
+    /// What it cannot do, as its defaults are.
     pub gaps: &'static [Gap],
+    /// What becomes of packets is decided, or done, by the node's own stack: parameters of the kernel
+    /// that go with that are its business.
+    pub has_data_path: bool,
+    /// Connections to services are entries of conntrack that lead to endpoints: those of dead UDP
+    /// flows have to go.
+    pub uses_conntrack: bool,
     /// The backend with its defaults.
-    pub default: fn() -> Choice,
+    pub default: fn() -> Box<dyn Choice>,
 }
 
 /// All backends, the best first.
 pub const ALL: &[Row] = &[
-    Row {
-        name: "nft",
-        about: "nf_tables over netlink; changes are elements of maps",
-        mode: "nftables",
-        gaps: kpng_nft::GAPS,
-        default: || Choice::Nft(kpng_nft::Config::default()),
-    },
-    Row {
-        name: "iptables",
-        about: "iptables-restore, legacy or nft variant; dispatch by a tree of chains",
-        mode: "iptables",
-        gaps: kpng_iptables::GAPS,
-        default: || Choice::Iptables(kpng_iptables::Config::default()),
-    },
-    Row {
-        name: "healthchecks",
-        about: "no data path: only health check node ports are answered",
-        mode: "healthchecks",
-        gaps: &[],
-        default: || Choice::Healthchecks,
-    },
+    #[cfg(feature = "nft")]
+    nft::ROW,
+    #[cfg(feature = "iptables")]
+    iptables::ROW,
+    healthchecks::ROW,
 ];
 
-impl Choice {
+/// A backend that was chosen, with its configuration.
+pub trait Choice: fmt::Debug + Send + Sync {
     /// Its row of [`ALL`].
-    pub fn row(&self) -> &'static Row {
-        match self {
-            Self::Nft(_) => &ALL[0],
-            Self::Iptables(_) => &ALL[1],
-            Self::Healthchecks => &ALL[2],
-        }
-    }
-
-    /// It decides what becomes of packets, so the connections and parameters of the kernel that go with
-    /// that are its business too.
-    pub fn has_data_path(&self) -> bool {
-        !matches!(self, Self::Healthchecks)
-    }
+    fn row(&self) -> Row;
 
     /// Makes it ready. Changes nothing on the node.
     ///
     /// # Errors
     /// When this node or this process lacks what it needs.
-    pub fn open(&self) -> anyhow::Result<Box<dyn Backend>> {
-        Ok(match self {
-            Self::Nft(config) => Box::new(Nft::open(config.clone()).context(
-                "cannot use nf_tables: it takes root (CAP_NET_ADMIN) and a kernel with \
-                 CONFIG_NF_TABLES",
-            )?),
-            Self::Iptables(config) => {
-                Box::new(Iptables::open(config.clone()).context("cannot use iptables")?)
-            }
-            Self::Healthchecks => Box::new(Healthchecks),
-        })
-    }
+    fn open(&self) -> anyhow::Result<Box<dyn Backend>>;
 
     /// What it would write for `plan`, as text.
-    pub fn ruleset_text(&self, plan: &Plan) -> String {
-        match self {
-            Self::Nft(config) => kpng_nft::ruleset_text(plan, config),
-            Self::Iptables(config) => kpng_iptables::ruleset_text(plan, config),
-            Self::Healthchecks => String::new(),
-        }
-    }
+    fn ruleset_text(&self, plan: &Plan) -> String;
+}
 
+impl dyn Choice {
     /// Removes everything that it ever wrote, with whatever configuration.
     ///
     /// # Errors
     /// When something of it is left.
     pub fn cleanup(&self) -> anyhow::Result<()> {
-        cleanup(&mut *self.open()?, self.row())
+        cleanup(&mut *self.open()?, &self.row())
     }
 }
 
@@ -121,14 +79,14 @@ fn cleanup(backend: &mut dyn Backend, row: &Row) -> anyhow::Result<()> {
     removed.with_context(|| format!("cannot remove what to-{} wrote", row.name))
 }
 
-/// Removes everything that any backend wrote, but `kept`. A backend that this node has not what it
-/// needs for has left nothing either.
+/// Removes everything that any backend wrote, but the one named `kept`. A backend that this node has
+/// not what it needs for has left nothing either.
 ///
 /// # Errors
 /// When something is left. All are tried first.
-pub fn cleanup_all(kept: Option<&Choice>) -> anyhow::Result<()> {
+pub fn cleanup_all(kept: Option<&str>) -> anyhow::Result<()> {
     let mut problems = Vec::new();
-    for row in ALL.iter().filter(|row| kept.is_none_or(|kept| kept.row().name != row.name)) {
+    for row in ALL.iter().filter(|row| kept != Some(row.name)) {
         match (row.default)().open() {
             Ok(mut backend) => problems.extend(cleanup(&mut *backend, row).err()),
             Err(error) => debug!("{error:#}"),
@@ -145,9 +103,9 @@ pub fn cleanup_all(kept: Option<&Choice>) -> anyhow::Result<()> {
 pub fn text() -> String {
     let mut text = String::new();
     for Row { name, about, gaps, .. } in ALL {
-        text += &format!("to-{name:<12} {about}\n");
+        text += &format!("to-{name:<14} {about}\n");
         for Gap { what, why } in *gaps {
-            text += &format!("{:15} not: {what} ({why})\n", "");
+            text += &format!("{:17} not: {what} ({why})\n", "");
         }
     }
     text
@@ -167,4 +125,15 @@ pub fn json() -> String {
     };
     let rows: Vec<_> = ALL.iter().map(row).collect();
     format!("{:#}\n", serde_json::Value::from(rows))
+}
+
+/// The table of backends, for documents.
+pub fn markdown() -> String {
+    let mut text = String::from("| command | how | what it cannot do |\n|---|---|---|\n");
+    for Row { name, about, gaps, .. } in ALL {
+        let gaps: Vec<_> = gaps.iter().map(|Gap { what, why }| format!("{what}: {why}")).collect();
+        let gaps = if gaps.is_empty() { "–".to_owned() } else { gaps.join("; ") };
+        text += &format!("| `to-{name}` | {about} | {gaps} |\n");
+    }
+    text
 }

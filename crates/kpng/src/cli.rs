@@ -5,6 +5,7 @@
 //! kube-proxy spells a flag differently, its spelling works too.
 
 mod api;
+pub mod backends;
 mod values;
 
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use ipnet::IpNet;
 use kpng_api::address::ListenAddress;
 
 pub use api::{ApiArgs, ListenTlsArgs, ToApiArgs, WatchArgs, WatchCommand};
+pub use backends::{BackendCommand, Chosen, Work};
 pub use values::{List, NodePortAddresses};
 
 use crate::http::BindAddress;
@@ -157,31 +159,6 @@ pub enum Sink {
     },
 }
 
-/// Backends, and sinks for integrators.
-#[derive(Debug, Subcommand)]
-#[command(subcommand_help_heading = "Backends")]
-pub enum BackendCommand {
-    /// Program the kernel's nf_tables
-    ToNft(NftArgs),
-    /// Program the kernel by iptables-restore
-    ToIptables(IptablesArgs),
-    /// Answer health check node ports only, for those who have a data path of their own
-    ToHealthchecks,
-    /// Print a line of JSON for each changed service
-    ToJson,
-    /// Give such lines to a program's standard input; it is started again when it ends
-    ToExec {
-        /// The program and its arguments.
-        #[arg(
-            required = true,
-            trailing_var_arg = true,
-            allow_hyphen_values = true,
-            value_name = "CMD"
-        )]
-        command: Vec<String>,
-    },
-}
-
 /// `--output`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
@@ -189,6 +166,9 @@ pub enum Output {
     Text,
     /// One JSON value.
     Json,
+    /// A table in Markdown.
+    #[value(hide = true)]
+    Markdown,
 }
 
 /// Logging.
@@ -418,56 +398,4 @@ pub struct ConntrackArgs {
         value_name = "BOOL"
     )]
     pub conntrack_be_liberal: bool,
-}
-
-/// Flags of every backend.
-#[derive(Clone, Debug, Args)]
-pub struct BackendArgs {
-    /// Print what would be written for the first complete state, and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Remove everything that this backend of kpng ever wrote, and end
-    #[arg(long)]
-    pub cleanup: bool,
-    /// Which bit of the packet mark means "to be masqueraded"
-    #[arg(
-        long,
-        visible_alias = "iptables-masquerade-bit",
-        global = true,
-        default_value_t = 14,
-        value_parser = clap::value_parser!(u8).range(0..32),
-        value_name = "BIT"
-    )]
-    pub masquerade_bit: u8,
-}
-
-/// Flags of `to-nft`.
-#[derive(Clone, Debug, Args)]
-pub struct NftArgs {
-    /// Those of every backend.
-    #[command(flatten)]
-    pub common: BackendArgs,
-    /// When our rules are in force, remove the tables and chains that kube-proxy left
-    #[arg(long)]
-    pub replace_kube_proxy: bool,
-}
-
-/// Flags of `to-iptables`.
-#[derive(Clone, Debug, Args)]
-pub struct IptablesArgs {
-    /// Those of every backend.
-    #[command(flatten)]
-    pub common: BackendArgs,
-    /// Which iptables [default: the one that others use on this node]
-    #[arg(long, value_enum, value_name = "VARIANT")]
-    pub iptables_variant: Option<IptablesVariant>,
-}
-
-/// `--iptables-variant`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum IptablesVariant {
-    /// The kernel's x_tables, by iptables-legacy.
-    Legacy,
-    /// The kernel's nf_tables, by iptables-nft.
-    Nft,
 }

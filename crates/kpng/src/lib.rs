@@ -1,7 +1,7 @@
 //! kpng, whole: sources, the pipeline of a node, backends, and what operators need around them.
 //!
 //! The binary is [`app::run`]. Who embeds kpng takes single crates ([`kpng_core`], [`kpng_kube`],
-//! [`kpng_file`], [`kpng_api`], [`kpng_nft`]) or this one, and composes them as `app` does:
+//! [`kpng_file`], [`kpng_api`], a backend's) or this one, and composes them as `app` does:
 //!
 //! ```text
 //! source ──▶ Store ──▶ Pipeline (Planner ──▶ Backend) ──▶ events ──▶ health, metrics, conntrack
@@ -11,8 +11,10 @@ pub mod app;
 pub mod backends;
 pub mod cli;
 pub mod conntrack;
+mod gaps;
 pub mod health;
 pub mod http;
+pub mod kube_proxy;
 pub mod logging;
 pub mod memory;
 pub mod metrics;
@@ -24,4 +26,8 @@ pub mod service_health;
 pub mod signals;
 pub mod sinks;
 
-pub use {kpng_api, kpng_core, kpng_file, kpng_iptables, kpng_kube, kpng_linux, kpng_nft};
+#[cfg(feature = "iptables")]
+pub use kpng_iptables;
+#[cfg(feature = "nft")]
+pub use kpng_nft;
+pub use {kpng_api, kpng_core, kpng_file, kpng_kube, kpng_linux};

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::StatusCode;
 use kpng_api::{client, server};
+use kpng_core::backend::Capability;
 use kpng_core::model;
 use kpng_core::model::NamespacedName;
 use kpng_core::plan::Plan;
@@ -65,6 +66,7 @@ struct Inner {
     conntrack_duration: PerFamily<Histogram>,
     synced_revision: Arc<AtomicU64>,
     conflicts: Gauge,
+    gaps: Family<Label<&'static str>, Gauge>,
     services: Gauge,
     local_events: Counter,
     no_local_endpoints: Family<Label<&'static str>, Gauge>,
@@ -157,6 +159,13 @@ impl Metrics {
     /// Everything up to this revision of the store is in force.
     pub fn set_synced_revision(&self, revision: Revision) {
         self.0.synced_revision.store(revision, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// So many services need each of the things that the backend cannot do.
+    pub(crate) fn set_gaps(&self, counts: impl Iterator<Item = (Capability, usize)>) {
+        for (what, services) in counts {
+            self.0.gaps.get_or_create(&[("what", what.name())]).set(gauge(services));
+        }
     }
 
     /// So many claims to frontends are not met.
@@ -284,6 +293,7 @@ impl Inner {
             conntrack_duration: PerFamily::new_with_constructor(sync_histogram),
             synced_revision: Arc::default(),
             conflicts: Gauge::default(),
+            gaps: Family::default(),
             services: Gauge::default(),
             local_events: Counter::default(),
             no_local_endpoints: Family::default(),
@@ -317,6 +327,11 @@ impl Inner {
             "frontend_conflicts",
             "Claims to frontends that are not met because another service has them",
             this.conflicts.clone(),
+        );
+        own.register(
+            "services_with_gaps",
+            "Services that need what the backend cannot do",
+            this.gaps.clone(),
         );
         own.register("services", "Services that this node serves", this.services.clone());
         own.register(

@@ -13,7 +13,9 @@ use tracing::{debug, info, warn};
 use crate::backends::{self, Choice};
 use crate::cli::{DetectLocalMode, LocalArgs};
 use crate::conntrack::{Cleaner, Report};
+use crate::gaps::GapWatch;
 use crate::health::ProxyHealth;
+use crate::kube_proxy;
 use crate::metrics::{Metrics, Sources};
 use crate::node_facts::{self, Interfaces, NodeSettings, PodDetectionMode};
 use crate::node_setup::{self, ConntrackConfig};
@@ -40,15 +42,15 @@ pub(super) async fn run<S: Source<Value: Serve>>(
     source: S,
     node: Arc<str>,
     local: LocalArgs,
-    choice: Choice,
+    choice: &dyn Choice,
     replace_kube_proxy: bool,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let settings = settings(&local)?;
     let backend = choice.open()?;
     let api = Beside::bind(&local, &node).await?;
-    let has_data_path = choice.has_data_path();
-    if has_data_path {
+    let row = choice.row();
+    if row.has_data_path {
         for problem in node_setup::apply(&setup(&local)) {
             warn!("{problem}");
         }
@@ -65,7 +67,7 @@ pub(super) async fn run<S: Source<Value: Serve>>(
         client: source.client.clone(),
         server: api.stats(),
     });
-    let _probes = serving::probes(&local.serving, &health, metrics.handler(choice.row().mode))?;
+    let _probes = serving::probes(&local.serving, &health, metrics.handler(row.mode))?;
     let api = api.serve(&store);
 
     let (facts, facts_receiver) = watch::channel(None);
@@ -74,11 +76,12 @@ pub(super) async fn run<S: Source<Value: Serve>>(
         service_health: ServiceHealth::new(health.clone()),
         health: health.clone(),
         metrics: metrics.clone(),
-        cleaner: has_data_path.then(|| Arc::clone(&cleaner)),
-        at_first_sync: has_data_path.then(|| {
+        gaps: GapWatch::new(backend.gaps()),
+        cleaner: row.uses_conntrack.then(|| Arc::clone(&cleaner)),
+        at_first_sync: row.has_data_path.then(|| {
             // It may take a while, and whatever comes of it is in the log.
-            let work = move || take_over(&choice, replace_kube_proxy);
-            Box::new(|| drop(tokio::task::spawn_blocking(work))) as _
+            let work = move || take_over(row.name, replace_kube_proxy);
+            Box::new(move || drop(tokio::task::spawn_blocking(work))) as _
         }),
     };
     let pipeline = Pipeline {
@@ -105,7 +108,7 @@ pub(super) async fn dry_run<S: Source>(
     source: S,
     node: Arc<str>,
     local: &LocalArgs,
-    choice: &Choice,
+    choice: &dyn Choice,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let settings = settings(local)?;
@@ -205,19 +208,15 @@ fn conntrack_cleaned(result: &kpng_linux::Result<Report>, metrics: &Metrics) {
     }
 }
 
-/// Removes what kube-proxy left, now that ours is in force.
 /// Our rules are in force: what others left for the same purpose goes.
-fn take_over(choice: &Choice, replace_kube_proxy: bool) {
-    if let Err(error) = backends::cleanup_all(Some(choice)) {
+fn take_over(backend: &str, replace_kube_proxy: bool) {
+    if let Err(error) = backends::cleanup_all(Some(backend)) {
         warn!("{error:#}");
     }
-    if replace_kube_proxy {
-        self::replace_kube_proxy();
+    if !replace_kube_proxy {
+        return;
     }
-}
-
-fn replace_kube_proxy() {
-    match kpng_nft::remove_kube_proxy() {
+    match kube_proxy::remove() {
         Ok(removed) if removed.is_empty() => debug!("kube-proxy left nothing"),
         Ok(removed) => info!(removed = removed.join(", "), "removed what kube-proxy left"),
         Err(error) => {

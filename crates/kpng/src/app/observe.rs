@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use kpng_core::backend::Gap;
 use kpng_linux::memory::give_back;
 use tracing::{debug, error, info, warn};
 
 use crate::conntrack::Cleaner;
+use crate::gaps::GapWatch;
 use crate::health::ProxyHealth;
 use crate::memory::LARGE_CHANGE;
 use crate::metrics::Metrics;
@@ -17,6 +19,7 @@ pub(super) struct Observer {
     pub(super) health: ProxyHealth,
     pub(super) metrics: Metrics,
     pub(super) service_health: ServiceHealth,
+    pub(super) gaps: GapWatch,
     /// Of those who decide what becomes of packets.
     pub(super) cleaner: Option<Arc<Cleaner>>,
     /// Called once, after the first successful sync.
@@ -58,6 +61,10 @@ impl Observer {
             return;
         }
         let changed = (!full).then_some(&changes.services[..]);
+        for (service, Gap { what, why }) in self.gaps.update(plan, changed) {
+            warn!(%service, "this backend cannot do {what}: {why}");
+        }
+        self.metrics.set_gaps(self.gaps.counts());
         self.metrics.planned(plan, changed);
         self.metrics.set_synced_revision(synced.revision);
         if let Some(triggered) = synced.triggered {

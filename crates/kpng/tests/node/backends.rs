@@ -138,6 +138,9 @@ fn the_table_of_backends_is_that_of_the_command_line() {
         let command = row["command"].as_str().unwrap();
         assert!(text.contains(command) && help.contains(command), "{command}");
     }
+    let readme = include_str!("../../../../README.md");
+    let table = run(&network.node, &[env!("CARGO_BIN_EXE_kpng"), "backends", "--output=markdown"]);
+    assert!(readme.contains(&table), "README.md needs this table:\n{table}");
     for (backend, _) in BACKENDS {
         assert!(rows.as_array().unwrap().iter().any(|row| row["name"] == backend));
     }

@@ -1,10 +1,8 @@
-//! Removes what kube-proxy left behind in nf_tables, on request.
+//! What kube-proxy left on this node, removed on request.
 
 use std::collections::BTreeMap;
 
 use kpng_linux::nft::{Batch, FoundTable, Nftables, Table, TableFamily};
-
-use crate::Error;
 
 /// The tables of iptables-nft in which kube-proxy has chains.
 const IPTABLES: [&str; 3] = ["filter", "nat", "mangle"];
@@ -17,7 +15,7 @@ const IPTABLES: [&str; 3] = ["filter", "nat", "mangle"];
 ///
 /// # Errors
 /// When the kernel refuses; what was removed until then stays removed.
-pub fn remove_kube_proxy() -> Result<Vec<String>, Error> {
+pub fn remove() -> kpng_linux::Result<Vec<String>> {
     let mut nft = Nftables::open()?;
     let mut removed = Vec::new();
     for family in [TableFamily::Ip, TableFamily::Ip6] {

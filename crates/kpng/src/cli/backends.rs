@@ -1,0 +1,165 @@
+//! The backends' commands and flags, and what is chosen by them.
+
+use clap::{Args, Subcommand};
+
+use super::LocalArgs;
+use crate::backends::{Choice, Healthchecks};
+
+/// Backends, and sinks for integrators.
+#[derive(Debug, Subcommand)]
+#[command(subcommand_help_heading = "Backends")]
+pub enum BackendCommand {
+    /// Program the kernel's nf_tables
+    #[cfg(feature = "nft")]
+    ToNft(NftArgs),
+    /// Program the kernel by iptables-restore
+    #[cfg(feature = "iptables")]
+    ToIptables(IptablesArgs),
+    /// Answer health check node ports only, for those who have a data path of their own
+    ToHealthchecks,
+    /// Print a line of JSON for each changed service
+    ToJson,
+    /// Give such lines to a program's standard input; it is started again when it ends
+    ToExec {
+        /// The program and its arguments.
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "CMD"
+        )]
+        command: Vec<String>,
+    },
+}
+
+/// What the command line chose.
+#[derive(Debug)]
+pub enum Chosen {
+    /// A backend, and what it is to do.
+    Backend(Box<dyn Choice>, Work),
+    /// `to-json`.
+    Json,
+    /// `to-exec`, with the program and its arguments.
+    Exec(Vec<String>),
+}
+
+impl BackendCommand {
+    /// What was chosen, for a node with these flags.
+    pub fn chosen(self, local: &LocalArgs) -> Chosen {
+        match self {
+            #[cfg(feature = "nft")]
+            Self::ToNft(args) => {
+                let config = kpng_nft::Config {
+                    masquerade_bit: args.common.masquerade_bit,
+                    conntrack_be_liberal: local.conntrack.conntrack_be_liberal,
+                };
+                args.common.chosen(config)
+            }
+            #[cfg(feature = "iptables")]
+            Self::ToIptables(args) => {
+                let config = kpng_iptables::Config {
+                    masquerade_bit: args.common.masquerade_bit,
+                    conntrack_be_liberal: local.conntrack.conntrack_be_liberal,
+                    variant: args.iptables_variant.map(Into::into),
+                };
+                args.common.chosen(config)
+            }
+            Self::ToHealthchecks => {
+                Chosen::Backend(Box::new(Healthchecks), Work::Run { replace_kube_proxy: false })
+            }
+            Self::ToJson => Chosen::Json,
+            Self::ToExec { command } => Chosen::Exec(command),
+        }
+    }
+}
+
+/// What a backend is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Remove what it ever wrote.
+    Cleanup,
+    /// Print what it would write.
+    DryRun,
+    /// Follow the source.
+    Run {
+        /// Then remove what kube-proxy left.
+        replace_kube_proxy: bool,
+    },
+}
+
+/// Flags of every backend with a data path.
+#[derive(Clone, Debug, Args)]
+pub struct BackendArgs {
+    /// Print what would be written for the first complete state, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove everything that this backend of kpng ever wrote, and end
+    #[arg(long)]
+    pub cleanup: bool,
+    /// When our data path is in force, remove what kube-proxy left
+    #[arg(long)]
+    pub replace_kube_proxy: bool,
+    /// Which bit of the packet mark means "to be masqueraded"
+    #[arg(
+        long,
+        visible_alias = "iptables-masquerade-bit",
+        global = true,
+        default_value_t = 14,
+        value_parser = clap::value_parser!(u8).range(0..32),
+        value_name = "BIT"
+    )]
+    pub masquerade_bit: u8,
+}
+
+impl BackendArgs {
+    /// The backend `choice` with what these flags say it is to do.
+    fn chosen(&self, choice: impl Choice + 'static) -> Chosen {
+        let work = match *self {
+            Self { cleanup: true, .. } => Work::Cleanup,
+            Self { dry_run: true, .. } => Work::DryRun,
+            Self { replace_kube_proxy, .. } => Work::Run { replace_kube_proxy },
+        };
+        Chosen::Backend(Box::new(choice), work)
+    }
+}
+
+/// Flags of `to-nft`.
+#[cfg(feature = "nft")]
+#[derive(Clone, Debug, Args)]
+pub struct NftArgs {
+    /// Those of every backend.
+    #[command(flatten)]
+    pub common: BackendArgs,
+}
+
+/// Flags of `to-iptables`.
+#[cfg(feature = "iptables")]
+#[derive(Clone, Debug, Args)]
+pub struct IptablesArgs {
+    /// Those of every backend.
+    #[command(flatten)]
+    pub common: BackendArgs,
+    /// Which iptables [default: the one that others use on this node]
+    #[arg(long, value_enum, value_name = "VARIANT")]
+    pub iptables_variant: Option<IptablesVariant>,
+}
+
+/// `--iptables-variant`
+#[cfg(feature = "iptables")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum IptablesVariant {
+    /// The kernel's x_tables, by iptables-legacy.
+    Legacy,
+    /// The kernel's nf_tables, by iptables-nft.
+    Nft,
+}
+
+#[cfg(feature = "iptables")]
+impl From<IptablesVariant> for kpng_iptables::Variant {
+    fn from(variant: IptablesVariant) -> Self {
+        match variant {
+            IptablesVariant::Legacy => Self::Legacy,
+            IptablesVariant::Nft => Self::Nft,
+        }
+    }
+}
