@@ -4,6 +4,8 @@
 //! backends and for the gRPC API. The rules are those of kube-proxy's `CategorizeEndpoints`
 //! (KEP-2433, KEP-3015, KEP-1669), per service port and IP family.
 
+mod choice;
+mod consider;
 mod vantage;
 mod view;
 
@@ -13,11 +15,15 @@ use std::sync::Arc;
 
 use crate::model::{
     Conditions, Endpoint, EndpointSlice, Family, NamespacedName, Node, Protocol, Service,
-    ServicePort, ServiceState, TrafficPolicy,
+    ServicePort, ServiceState,
 };
 
+pub use choice::{Excluded, HintUse, Hints, TopologyMode};
+pub use consider::{Consider, Considered, PortEndpoints};
 pub use vantage::{Vantage, Vantages};
 pub use view::{LocalView, Localize};
+
+use choice::Lists;
 
 /// Where we are, as far as the choice of endpoints is concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,64 +116,17 @@ pub struct EndpointPort {
     pub in_local_list: bool,
 }
 
-/// Which endpoints topology allows, decided per service port from its ready endpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TopologyMode {
-    /// Only endpoints hinted for this node (KEP-3015).
-    SameNode,
-    /// Only endpoints hinted for this zone (KEP-2433).
-    SameZone,
-    /// All endpoints.
-    All,
-}
-
-impl TopologyMode {
-    /// Chooses the mode. One ready endpoint without a hint, or no hint that names us, turns the
-    /// kind of hint off.
-    pub fn choose<'a>(ready: impl IntoIterator<Item = &'a Endpoint>, here: &Place) -> Self {
-        let (mut all_name_nodes, mut all_name_zones) = (true, true);
-        let (mut this_node, mut this_zone) = (false, false);
-        for endpoint in ready {
-            all_name_nodes &= !endpoint.node_hints.is_empty();
-            all_name_zones &= !endpoint.zone_hints.is_empty();
-            this_node |= Self::SameNode.allows(endpoint, here);
-            this_zone |= Self::SameZone.allows(endpoint, here);
-        }
-        if all_name_nodes && this_node {
-            Self::SameNode
-        } else if all_name_zones && this_zone {
-            Self::SameZone
-        } else {
-            Self::All
-        }
-    }
-
-    /// Whether the mode allows `endpoint` here.
-    pub fn allows(self, endpoint: &Endpoint, here: &Place) -> bool {
-        match self {
-            Self::SameNode => endpoint.node_hints.contains(&here.node),
-            Self::SameZone => {
-                here.zone.as_ref().is_some_and(|zone| endpoint.zone_hints.contains(zone))
-            }
-            Self::All => true,
-        }
-    }
-}
-
 /// What the Service means at `here`. `None` when there is no Service object (yet).
 pub fn localize(key: &NamespacedName, state: &ServiceState, here: &Place) -> Option<LocalService> {
     let service = state.service.as_ref()?;
-    let mut endpoints: Vec<(&Endpoint, Vec<EndpointPort>)> = Vec::new();
-    let mut first_of_slice = Vec::with_capacity(state.slices.len());
-    for (_, slice) in &state.slices {
-        first_of_slice.push(endpoints.len());
-        endpoints.extend(slice.endpoints.iter().map(|endpoint| (endpoint, Vec::new())));
-    }
+    let slices = Slices::of(state);
+    let mut endpoints: Vec<(&Endpoint, Vec<EndpointPort>)> =
+        slices.endpoints().map(|endpoint| (endpoint, Vec::new())).collect();
     for (index, port) in service.ports.iter().enumerate() {
         let index = u16::try_from(index).expect("the API allows far fewer ports");
         for family in Family::ALL {
-            for candidate in categorize(&state.slices, &first_of_slice, service, port, family, here)
-            {
+            let (_, candidates) = categorize(&slices, service, port, family, here, |_, _| {});
+            for candidate in candidates {
                 endpoints[candidate.position].1.push(candidate.endpoint_port(index));
             }
         }
@@ -175,6 +134,30 @@ pub fn localize(key: &NamespacedName, state: &ServiceState, here: &Place) -> Opt
     let used = endpoints.into_iter().filter(|(_, ports)| !ports.is_empty());
     let endpoints = used.map(|(endpoint, ports)| local_endpoint(endpoint, ports, here)).collect();
     Some(LocalService::new(key.clone(), Arc::clone(service), endpoints))
+}
+
+/// The slices of a Service, their endpoints counted through.
+struct Slices<'a> {
+    all: &'a [(Arc<str>, Arc<EndpointSlice>)],
+    /// The position of each slice's first endpoint.
+    first: Vec<usize>,
+}
+
+impl<'a> Slices<'a> {
+    fn of(state: &'a ServiceState) -> Self {
+        let mut next = 0;
+        let first = state.slices.iter().map(|(_, slice)| {
+            let first = next;
+            next += slice.endpoints.len();
+            first
+        });
+        Self { first: first.collect(), all: &state.slices }
+    }
+
+    /// All endpoints, in the order of their positions.
+    fn endpoints(&self) -> impl Iterator<Item = &'a Endpoint> + use<'a> {
+        self.all.iter().flat_map(|(_, slice)| &slice.endpoints)
+    }
 }
 
 fn local_endpoint(endpoint: &Endpoint, ports: Vec<EndpointPort>, here: &Place) -> LocalEndpoint {
@@ -192,80 +175,74 @@ fn is_local(endpoint: &Endpoint, here: &Place) -> bool {
     endpoint.node.as_ref() == Some(&here.node)
 }
 
-/// An endpoint that has the port in question, on its way to being categorized.
+/// An endpoint that has the port in question and is usable.
 struct Candidate<'a> {
     endpoint: &'a Endpoint,
     position: usize,
     port: u16,
-    in_cluster_list: bool,
-    in_local_list: bool,
+    not_in_cluster: Option<Excluded>,
+    not_in_local: Option<Excluded>,
 }
 
 impl Candidate<'_> {
     fn endpoint_port(&self, service_port: u16) -> EndpointPort {
-        let Self { port, in_cluster_list, in_local_list, .. } = *self;
-        EndpointPort { service_port, port, in_cluster_list, in_local_list }
+        EndpointPort {
+            service_port,
+            port: self.port,
+            in_cluster_list: self.not_in_cluster.is_none(),
+            in_local_list: self.not_in_local.is_none(),
+        }
     }
 }
 
-/// The usable endpoints of one service port in one family, sorted into the two lists.
+/// The usable endpoints of one service port in one family, sorted into the two lists. `left_out` is
+/// told the positions of the others of that family.
 fn categorize<'a>(
-    slices: &'a [(Arc<str>, Arc<EndpointSlice>)],
-    first_of_slice: &[usize],
+    slices: &Slices<'a>,
     service: &Service,
     port: &ServicePort,
     family: Family,
     here: &Place,
-) -> Vec<Candidate<'a>> {
-    let mut candidates = candidates(slices, first_of_slice, port, family);
-    let ready = candidates.iter().filter(|c| c.endpoint.conditions.ready).map(|c| c.endpoint);
-    let mode = TopologyMode::choose(ready, here);
-
-    let in_cluster =
-        |c: &Candidate<'_>| c.endpoint.conditions.ready && mode.allows(c.endpoint, here);
-    let any_in_cluster = candidates.iter().any(in_cluster);
-    let local_ready = |c: &Candidate<'_>| c.endpoint.conditions.ready && is_local(c.endpoint, here);
-    let any_local_ready = candidates.iter().any(local_ready);
-    let uses_local_list = service.internal_traffic_policy == TrafficPolicy::Local
-        || service.external_traffic_policy == TrafficPolicy::Local;
-
+    left_out: impl FnMut(usize, Excluded),
+) -> (Hints, Vec<Candidate<'a>>) {
+    let mut candidates = candidates(slices, port, family, left_out);
+    let lists = Lists::new(candidates.iter().map(|c| c.endpoint), service, here);
     for candidate in &mut candidates {
-        let draining = candidate.endpoint.conditions.serving_terminating();
-        candidate.in_cluster_list = if any_in_cluster { in_cluster(candidate) } else { draining };
-        candidate.in_local_list = uses_local_list
-            && if any_local_ready {
-                local_ready(candidate)
-            } else {
-                draining && is_local(candidate.endpoint, here)
-            };
+        candidate.not_in_cluster = lists.not_in_cluster(candidate.endpoint);
+        candidate.not_in_local = lists.not_in_local(candidate.endpoint);
     }
-    candidates
+    (lists.hints, candidates)
 }
 
 /// The usable endpoints that have this port; the same address and port counts once.
 fn candidates<'a>(
-    slices: &'a [(Arc<str>, Arc<EndpointSlice>)],
-    first_of_slice: &[usize],
+    slices: &Slices<'a>,
     service_port: &ServicePort,
     family: Family,
+    mut left_out: impl FnMut(usize, Excluded),
 ) -> Vec<Candidate<'a>> {
     let mut found: Vec<Candidate<'a>> = Vec::new();
     let mut seen: HashMap<(IpAddr, u16), usize> = HashMap::new();
-    for ((_, slice), first) in slices.iter().zip(first_of_slice) {
-        let Some(port) = target_port(slice, &service_port.name, service_port.protocol) else {
-            continue;
-        };
+    for ((_, slice), first) in slices.all.iter().zip(&slices.first) {
+        let port = target_port(slice, &service_port.name, service_port.protocol);
+        // A slice has endpoints of one family.
+        if port.is_some()
+            && slice.endpoints.first().is_some_and(|e| Family::of(e.address) == family)
+        {
+            found.reserve(slice.endpoints.len());
+            seen.reserve(slice.endpoints.len());
+        }
         for (offset, endpoint) in slice.endpoints.iter().enumerate() {
             if Family::of(endpoint.address) != family {
                 continue;
             }
-            let candidate = Candidate {
-                endpoint,
-                position: first + offset,
-                port,
-                in_cluster_list: false,
-                in_local_list: false,
+            let position = first + offset;
+            let Some(port) = port else {
+                left_out(position, Excluded::NoSuchPort);
+                continue;
             };
+            let candidate =
+                Candidate { endpoint, position, port, not_in_cluster: None, not_in_local: None };
             match seen.entry((endpoint.address, port)) {
                 std::collections::hash_map::Entry::Vacant(entry) => {
                     entry.insert(found.len());
@@ -273,14 +250,24 @@ fn candidates<'a>(
                 }
                 std::collections::hash_map::Entry::Occupied(entry) => {
                     let other = &mut found[*entry.get()];
+                    let mut duplicate = candidate;
                     if presence(endpoint) > presence(other.endpoint) {
-                        *other = candidate;
+                        std::mem::swap(other, &mut duplicate);
                     }
+                    left_out(duplicate.position, Excluded::Duplicate);
                 }
             }
         }
     }
-    found.retain(|candidate| candidate.endpoint.conditions.usable());
+    found.retain(|candidate| {
+        let conditions = candidate.endpoint.conditions;
+        if !conditions.usable() {
+            let terminating = conditions.terminating;
+            let why = if terminating { Excluded::Terminating } else { Excluded::NotReady };
+            left_out(candidate.position, why);
+        }
+        conditions.usable()
+    });
     found
 }
 

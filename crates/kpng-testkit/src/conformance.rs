@@ -108,6 +108,22 @@ pub fn plan_of(cluster: &str) -> Planner {
 /// When they differ.
 pub fn check_plan(case: &Case) {
     let planner = plan(case);
+    each_probe(case, |text, probe, packet| {
+        let family = Family::of(packet.destination);
+        let found = decided(planner.plan(), packet, family);
+        assert_eq!(found, probe.expected, "{}: {text} ({})", case.name, family.name());
+    });
+}
+
+/// Gives all packets of a case, in both families, with their texts.
+///
+/// # Panics
+/// When the case makes no sense.
+pub fn each_packet(case: &Case, mut check: impl FnMut(&str, &Packet<'_>)) {
+    each_probe(case, |text, _, packet| check(text, packet));
+}
+
+fn each_probe(case: &Case, mut check: impl FnMut(&str, &Probe<'_>, &Packet<'_>)) {
     for text in case.packets {
         let probe = Probe::parse(text);
         for family in families(&probe) {
@@ -115,9 +131,7 @@ pub fn check_plan(case: &Case) {
                 from if from.starts_with("pod") => format!("veth-{from}"),
                 _ => "eth0".to_owned(),
             };
-            let packet = probe.packet(family, &interface);
-            let found = decided(planner.plan(), &packet, family);
-            assert_eq!(found, probe.expected, "{}: {text} ({})", case.name, family.name());
+            check(text, &probe, &probe.packet(family, &interface));
         }
     }
 }
