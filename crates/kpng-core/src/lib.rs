@@ -8,6 +8,7 @@
 //! - [`store`]: who writes it, and how readers learn what changed.
 //! - [`local`]: which endpoints of a Service may serve whom on one node.
 //! - [`plan`]: what must happen to packets; [`plan::Plan::decide`] is the specification.
+//! - [`explain`]: why something happens to a packet.
 //! - [`backend`]: the interface of those who make it happen.
 //! - [`backoff`]: how long to wait after a failure.
 //!
@@ -33,6 +34,7 @@
 
 pub mod backend;
 pub mod backoff;
+pub mod explain;
 pub mod local;
 pub mod model;
 pub mod plan;
