@@ -225,7 +225,7 @@ fn candidates<'a>(
     let mut seen: HashMap<(IpAddr, u16), usize> = HashMap::new();
     for ((_, slice), first) in slices.all.iter().zip(&slices.first) {
         let port = target_port(slice, &service_port.name, service_port.protocol);
-        // A slice has endpoints of one family.
+        // The API has slices of one family only.
         if port.is_some()
             && slice.endpoints.first().is_some_and(|e| Family::of(e.address) == family)
         {

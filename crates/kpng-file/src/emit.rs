@@ -92,6 +92,11 @@ impl Fields {
     }
 }
 
+/// Writes a mapping under a name of its own, at the left margin.
+pub(crate) fn write_map(out: &mut String, name: &str, fields: Fields) {
+    write_fields(out, 0, &[(name.to_owned(), fields.into())]);
+}
+
 pub(crate) fn write_item(out: &mut String, indent: usize, item: &Yaml) {
     out.push_str(&" ".repeat(indent));
     out.push_str("- ");

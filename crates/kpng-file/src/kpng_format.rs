@@ -18,6 +18,7 @@ use kpng_core::model::{
     Service, ServicePort, SlicePort, TargetPort, TrafficPolicy,
 };
 
+use crate::dump_format;
 use crate::kubernetes::service_type;
 use crate::parse::Builder;
 use crate::values;
@@ -27,7 +28,10 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Reads one document.
 pub(crate) fn read<'a>(document: &'a Node, state: &mut Builder) -> Read<'a, ()> {
-    let fields = document.strict_object(&["nodes", "services"])?;
+    let fields = document.strict_object(&["nodes", "services", "seenfrom"])?;
+    if let Some(node) = fields.get("seenfrom") {
+        state.set_here(node, dump_format::read_here(node)?)?;
+    }
     for node in fields.list("nodes")? {
         read_node(node, state)?;
     }
@@ -79,8 +83,13 @@ fn topology(node: &Node) -> Read<'_, Topology> {
 }
 
 fn read_service<'a>(node: &'a Node, state: &mut Builder) -> Read<'a, ()> {
-    let fields = node.strict_object(&["service", "endpoints"])?;
+    let fields = node.strict_object(&["service", "endpoints", "slices"])?;
     let (key, service) = service(fields.require("service")?)?;
+    for node in fields.list("slices")? {
+        let (name, slice) = dump_format::read_slice(node)?;
+        let slice_key = NamespacedName::new(Arc::clone(&key.namespace), name);
+        state.add_slice(node, slice_key, Arc::clone(&key.name), slice)?;
+    }
     let mut groups = Groups::default();
     for node in fields.list("endpoints")? {
         add_endpoint(node, &service.ports, &mut groups)?;
@@ -266,7 +275,7 @@ fn service_port(node: &Node) -> Read<'_, ServicePort> {
 }
 
 /// A number of KPNG's enum, or its name.
-fn protocol(node: &Node) -> Read<'_, Protocol> {
+pub(crate) fn protocol(node: &Node) -> Read<'_, Protocol> {
     match &node.value {
         Value::Integer(1) => Ok(Protocol::Tcp),
         Value::Integer(2) => Ok(Protocol::Udp),
@@ -330,6 +339,17 @@ fn add_endpoint<'a>(
     service_ports: &[ServicePort],
     groups: &mut Groups,
 ) -> Read<'a, ()> {
+    let (fields, endpoints) = endpoints(node)?;
+    let overrides = port_overrides(fields)?;
+    let ports: Vec<_> = service_ports.iter().map(|port| resolve(port, &overrides)).collect();
+    for endpoint in endpoints {
+        groups.0.entry((Family::of(endpoint.address), ports.clone())).or_default().push(endpoint);
+    }
+    Ok(())
+}
+
+/// One endpoint for each address that is given, and where the rest is written.
+pub(crate) fn endpoints(node: &Node) -> Read<'_, (Fields<'_>, Vec<Endpoint>)> {
     // The first four are copies of what is said elsewhere.
     let info = node.strict_object(&[
         "hash",
@@ -356,12 +376,11 @@ fn add_endpoint<'a>(
             .require("endpoint")?
             .fault("the endpoint has no address: give it \"ips\""));
     }
-    let overrides = port_overrides(fields)?;
-    let ports: Vec<_> = service_ports.iter().map(|port| resolve(port, &overrides)).collect();
     let topology = info.read("topology", topology)?.unwrap_or_default();
     let hints = info.read("hints", hints)?.unwrap_or_default();
+    let mut endpoints = Vec::with_capacity(addresses.len());
     for address in addresses {
-        let endpoint = Endpoint {
+        endpoints.push(Endpoint {
             address,
             conditions: info.read("conditions", conditions)?.unwrap_or(Conditions::READY),
             node: topology.node.clone(),
@@ -370,10 +389,9 @@ fn add_endpoint<'a>(
             node_hints: hints.1.clone(),
             hostname: fields.text("hostname")?.map(Box::from),
             pod: info.text("podname")?.map(Box::from),
-        };
-        groups.0.entry((Family::of(address), ports.clone())).or_default().push(endpoint);
+        });
     }
-    Ok(())
+    Ok((fields, endpoints))
 }
 
 fn conditions(node: &Node) -> Read<'_, Conditions> {

@@ -22,6 +22,8 @@
 //!   | `conditions.serving`, `conditions.terminating` | as in EndpointSlices |
 //!   | `hints.nodes` | `forNodes` of EndpointSlices |
 //!   | `nodes[].internalips`, `.podcidrs`, `.goingaway` | addresses, pod networks, and whether load balancers shall avoid the node |
+//!   | `services[].slices` | instead of `endpoints`: EndpointSlices as they are, with `name`, `ports` and `endpoints` |
+//!   | `seenfrom` | the node of a dump ([`dump`]), with all that explanations need; it is no part of the cluster |
 //!
 //! An error rejects the whole file and says where it is: a file is written by one hand, and half of
 //! it is not what that hand meant. (One bad object of a cluster never stops the others.)
@@ -51,6 +53,7 @@
 //! # Ok::<(), kpng_file::Problem>(())
 //! ```
 
+mod dump_format;
 mod emit;
 mod error;
 mod kpng_format;
@@ -68,6 +71,6 @@ mod tests;
 
 pub use error::{Error, Problem};
 pub use parse::{Options, parse};
-pub use render::render;
+pub use render::{dump, render};
 pub use state::State;
 pub use watch::{read, run};

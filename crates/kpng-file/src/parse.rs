@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
+use kpng_core::explain::Here;
 use kpng_core::model::{EndpointSlice, NamespacedName, Node, Service, ServiceState};
 
 use crate::error::Problem;
@@ -74,6 +75,7 @@ pub(crate) struct Builder {
     /// Objects of kind Endpoints, which count for Services without slices: the slices that they
     /// would be mirrored to.
     endpoints: BTreeMap<NamespacedName, Defined<NamedSlices>>,
+    here: Option<Defined<Here>>,
 }
 
 /// A slice and the name of its Service.
@@ -127,6 +129,15 @@ impl Builder {
         add(&mut self.endpoints, at, "Endpoints", service, slices)
     }
 
+    pub(crate) fn set_here<'a>(&mut self, at: &'a yaml::Node, here: Here) -> Read<'a, ()> {
+        if let Some(first) = &self.here {
+            let line = first.line;
+            return Err(at.fault(format!("this is given twice, first in line {line}: remove one")));
+        }
+        self.here = Some(Defined { line: at.line, value: here });
+        Ok(())
+    }
+
     fn finish(self) -> State {
         let mut services: BTreeMap<NamespacedName, ServiceState> = BTreeMap::new();
         for (key, service) in self.services {
@@ -148,7 +159,7 @@ impl Builder {
         services.retain(|_, state| !state.is_empty());
         let services = services.into_iter().map(|(key, state)| (key, Arc::new(state))).collect();
         let nodes = self.nodes.into_iter().map(|(name, node)| (name, node.value)).collect();
-        State { services, nodes }
+        State { services, nodes, here: self.here.map(|here| here.value) }
     }
 }
 

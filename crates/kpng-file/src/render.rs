@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use kpng_core::explain::Here;
 use kpng_core::model::{
-    Conditions, Endpoint, NamespacedName, Node, Protocol, Service, ServicePort, ServiceState,
-    ServiceType, SlicePort, TargetPort, TrafficPolicy,
+    Conditions, Endpoint, EndpointSlice, NamespacedName, Node, Protocol, Service, ServicePort,
+    ServiceState, ServiceType, SlicePort, TargetPort, TrafficPolicy,
 };
 
+use crate::dump_format;
 use crate::emit::{self, Fields, Yaml};
 use crate::state::State;
 use crate::time;
@@ -32,6 +34,34 @@ pub fn render(state: &State) -> String {
         .filter_map(|(key, state)| Some(render_service(key, state.service.as_ref()?, state)));
     write_section(&mut out, "services", services);
     out
+}
+
+/// Writes a state exactly, as it is seen from `here`, in pieces: KPNG's format with what a bug report
+/// needs beyond it. Reading it gives the same [`State`]; but slices without a Service are not written.
+pub fn dump<'a>(
+    here: &Here,
+    nodes: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Node>)>,
+    services: impl Iterator<Item = (&'a NamespacedName, &'a Arc<ServiceState>)>,
+) -> impl Iterator<Item = String> {
+    let mut head = String::new();
+    emit::write_map(&mut head, "seenfrom", dump_format::here_fields(here));
+    write_section(&mut head, "nodes", nodes.map(|(name, node)| render_node(name, node)));
+    let mut services = services
+        .filter_map(|(key, state)| Some((key, state.service.as_deref()?, &state.slices)))
+        .peekable();
+    head.push_str(if services.peek().is_some() { "services:\n" } else { "services: []\n" });
+    let service = |(key, service, slices): (_, &Service, &Vec<(_, Arc<EndpointSlice>)>)| {
+        let mut fields = Fields::default();
+        fields.map("service", service_fields(key, service));
+        fields.list(
+            "slices",
+            slices.iter().map(|(name, slice)| dump_format::slice_fields(name, slice)),
+        );
+        let mut out = String::new();
+        emit::write_item(&mut out, 0, &fields.into());
+        out
+    };
+    std::iter::once(head).chain(services.map(service))
 }
 
 fn write_section(out: &mut String, name: &str, items: impl Iterator<Item = Yaml>) {
@@ -203,7 +233,6 @@ impl<'a> Partners<'a> {
 
 fn endpoint_info(service: &Service, resolved: &Resolved<'_>, second: Option<IpAddr>) -> Yaml {
     let Resolved { endpoint, ports } = resolved;
-    let Conditions { ready, serving, terminating } = endpoint.conditions;
     let mut inner = Fields::default();
     endpoint.hostname.iter().for_each(|hostname| inner.text("hostname", hostname));
     inner.addresses("ips", [endpoint.address].into_iter().chain(second));
@@ -213,6 +242,12 @@ fn endpoint_info(service: &Service, resolved: &Resolved<'_>, second: Option<IpAd
         overrides.map(|(port, number)| port_override(service, port, *number)),
     );
 
+    endpoint_fields(endpoint, inner).into()
+}
+
+/// Everything about an endpoint; `inner` is what its key `endpoint` says.
+pub(crate) fn endpoint_fields(endpoint: &Endpoint, inner: Fields) -> Fields {
+    let Conditions { ready, serving, terminating } = endpoint.conditions;
     let mut conditions = Fields::default();
     conditions.push("ready", Yaml::Bool(ready));
     if !(ready && serving) {
@@ -230,7 +265,7 @@ fn endpoint_info(service: &Service, resolved: &Resolved<'_>, second: Option<IpAd
     endpoint.pod.iter().for_each(|pod| fields.text("podname", pod));
     fields.map("topology", topology(endpoint.node.as_ref(), endpoint.zone.as_ref()));
     fields.map("hints", hints);
-    fields.into()
+    fields
 }
 
 /// Number 0 says that the endpoint does not have the port. The protocol is written only where the

@@ -6,23 +6,27 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use kpng_core::explain::Here;
 use kpng_core::model::{NamespacedName, Node, ServiceState};
 use kpng_core::store::{Batch, Kind, Update};
 
-/// All Services with their EndpointSlices, and all Nodes.
+/// All Services with their EndpointSlices, and all Nodes; and from where they were seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// The Services. One whose `service` is `None` has slices only.
     pub services: BTreeMap<NamespacedName, Arc<ServiceState>>,
     /// The Nodes.
     pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    /// The node on which the state was dumped. It is for explanations, and no part of the cluster.
+    pub here: Option<Here>,
 }
 
 impl State {
     /// Follows a store: applies what a reader of it was told.
     pub fn apply(&mut self, update: &Update) {
         if update.full {
-            *self = Self::default();
+            self.services.clear();
+            self.nodes.clear();
         }
         for (key, change) in &update.services {
             match &change.new {

@@ -116,24 +116,24 @@ fn nothing_or_something_else() {
         &mistakes,
         expect![[r#"
 
-            1:1: there is nothing in it: an empty cluster is written "services: []"
-        # services: []\n---\n
-            1:1: there is nothing in it: an empty cluster is written "services: []"
-        hello
-            1:1: this is neither a KPNG state (a mapping with "services" and "nodes") nor a Kubernetes object (a mapping with "apiVersion" and "kind")
-        services: []\n---\n- 1\n
-            3:1: this is neither a KPNG state (a mapping with "services" and "nodes") nor a Kubernetes object (a mapping with "apiVersion" and "kind")
-        kind: Service
-            1:1: the field "apiVersion" is missing
-        service: {}
-            1:1: service: unknown field "service": the fields here are nodes, services
-        services: {}
-            1:11: services: expected a list, found a mapping
-        services: [web]
-            1:12: services[0]: expected a mapping, found the string "web"
-        services: [{}]
-            1:12: services[0]: the field "service" is missing
-    "#]],
+                1:1: there is nothing in it: an empty cluster is written "services: []"
+            # services: []\n---\n
+                1:1: there is nothing in it: an empty cluster is written "services: []"
+            hello
+                1:1: this is neither a KPNG state (a mapping with "services" and "nodes") nor a Kubernetes object (a mapping with "apiVersion" and "kind")
+            services: []\n---\n- 1\n
+                3:1: this is neither a KPNG state (a mapping with "services" and "nodes") nor a Kubernetes object (a mapping with "apiVersion" and "kind")
+            kind: Service
+                1:1: the field "apiVersion" is missing
+            service: {}
+                1:1: service: unknown field "service": the fields here are nodes, services, seenfrom
+            services: {}
+                1:11: services: expected a list, found a mapping
+            services: [web]
+                1:12: services[0]: expected a mapping, found the string "web"
+            services: [{}]
+                1:12: services[0]: the field "service" is missing
+        "#]],
     );
 }
 

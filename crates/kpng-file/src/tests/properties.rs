@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kpng_core::explain::Here;
 use kpng_core::local::{Place, localize};
 use kpng_core::model::{
     Conditions, Endpoint, EndpointSlice, LoadBalancerIp, NamespacedName, Node, Protocol, Service,
     ServicePort, ServiceState, ServiceType, SlicePort, TargetPort, TrafficPolicy,
 };
+use kpng_core::plan::{NodeFacts, PodDetection};
 use kpng_core::store::Store;
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -17,7 +19,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::parse_ok;
-use crate::{Options, State, parse, render};
+use crate::{Options, State, dump, parse, render};
 
 const EXAMPLES: [&str; 2] = [
     include_str!("../../../../examples/cluster.yaml"),
@@ -85,6 +87,10 @@ fn address() -> impl Strategy<Value = IpAddr> {
     ]
 }
 
+fn net() -> impl Strategy<Value = ipnet::IpNet> {
+    (address(), 0..=32_u8).prop_map(|(address, length)| ipnet::IpNet::new(address, length).unwrap())
+}
+
 fn name() -> impl Strategy<Value = Arc<str>> {
     select(&["a", "b", "true", "0", "1e3", "x.y-z"][..]).prop_map(Arc::from)
 }
@@ -138,12 +144,10 @@ fn service() -> impl Strategy<Value = Service> {
         ServiceType::ExternalName,
     ];
     let balancers = btree_map(address(), any::<bool>(), 0..3);
-    let range = (address(), 0..=32_u8)
-        .prop_map(|(address, length)| ipnet::IpNet::new(address, length).unwrap());
     let created = prop_oneof![any::<i64>(), 0..4_000_000_000_i64];
     (
         (select(types.to_vec()), vec(address(), 0..4), vec(address(), 0..4), balancers),
-        (option::of(vec(range, 0..3)), service_ports(), policy(), policy()),
+        (option::of(vec(net(), 0..3)), service_ports(), policy(), policy()),
         (option::of(1..=86_400_u64), option::of(1..=u16::MAX), option::of(created)),
         (strings(), strings()),
     )
@@ -215,9 +219,14 @@ fn slices() -> impl Strategy<Value = Vec<(Arc<str>, Arc<EndpointSlice>)>> {
 }
 
 fn node() -> impl Strategy<Value = Node> {
-    let net = (address(), 0..=32_u8)
-        .prop_map(|(address, length)| ipnet::IpNet::new(address, length).unwrap());
-    (option::of(name()), vec(address(), 0..3), vec(net, 0..3), any::<bool>(), strings(), strings())
+    (
+        option::of(name()),
+        vec(address(), 0..3),
+        vec(net(), 0..3),
+        any::<bool>(),
+        strings(),
+        strings(),
+    )
         .prop_map(|(zone, internal_ips, pod_cidrs, going_away, labels, annotations)| Node {
             zone,
             internal_ips,
@@ -234,7 +243,31 @@ fn state() -> impl Strategy<Value = State> {
         Arc::new(ServiceState { service: Some(service.into()), slices })
     });
     (btree_map(key, service, 0..3), btree_map(name(), node().prop_map(Arc::new), 0..3))
-        .prop_map(|(services, nodes)| State { services, nodes })
+        .prop_map(|(services, nodes)| State { services, nodes, here: None })
+}
+
+fn here() -> impl Strategy<Value = Here> {
+    let pods = prop_oneof![
+        Just(PodDetection::None),
+        vec(net(), 0..3).prop_map(PodDetection::Cidrs),
+        name().prop_map(PodDetection::Bridge),
+        name().prop_map(PodDetection::InterfacePrefix),
+    ];
+    let addresses = (vec(address(), 0..3), vec(address(), 0..3), vec(address(), 0..3));
+    (name(), pods, addresses, any::<bool>(), any::<bool>(), vec(net(), 0..3)).prop_map(
+        |(node, pods, (primary_ips, node_ports, addresses), localhost, all, service_cidrs)| Here {
+            node,
+            facts: NodeFacts {
+                pods,
+                primary_ips,
+                node_port_addresses: node_ports.into_iter().collect(),
+                localhost_node_ports: localhost,
+                masquerade_all: all,
+                service_cidrs,
+            },
+            addresses: addresses.into_iter().collect(),
+        },
+    )
 }
 
 proptest! {
@@ -281,6 +314,20 @@ proptest! {
         let text = render(&canonical);
         prop_assert_eq!(&parse_ok(&text), &canonical);
         prop_assert_eq!(render(&parse_ok(&text)), text);
+    }
+
+    /// A dump is read back as it was, slices and all.
+    #[test]
+    fn a_dump_is_read_back_exactly(mut state in state(), here in here()) {
+        for (key, service) in &mut state.services {
+            // Names of slices are unique in a namespace, which the generator does not know.
+            for (name, _) in &mut Arc::make_mut(service).slices {
+                *name = format!("{}-{name}", key.name).into();
+            }
+        }
+        let text: String = dump(&here, state.nodes.iter(), state.services.iter()).collect();
+        state.here = Some(here);
+        prop_assert_eq!(parse_ok(&text), state);
     }
 
     /// A store becomes equal to a state, whatever it held before.
