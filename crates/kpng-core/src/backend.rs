@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use crate::model::{Family, NamespacedName, Protocol};
-use crate::plan::{At, LOCALHOST, NodeFacts, Packet, Plan, ServicePlan};
+use crate::plan::{At, FrontendKey, LOCALHOST, NodeFacts, Packet, Plan, ServicePlan};
 
 /// A mechanism that makes a node behave as a [`Plan`] says.
 ///
@@ -30,6 +30,29 @@ pub trait Backend: Send {
         Ok(false)
     }
 
+    /// How what the kernel holds differs from `plan`; `None` when the mechanism cannot tell. Reads
+    /// everything from the kernel and changes nothing, neither there nor in the backend.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    fn audit(&mut self, _plan: &Plan) -> Result<Option<Audit>, BackendError> {
+        Ok(None)
+    }
+
+    /// What the kernel holds for a frontend of `plan`, line by line for people, and what it lacks;
+    /// `None` when the mechanism cannot tell. Reads from the kernel and changes nothing. `plan` need
+    /// not have other Services than the frontend's.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    fn holds(
+        &mut self,
+        _plan: &Plan,
+        _frontend: &FrontendKey,
+    ) -> Result<Option<Vec<String>>, BackendError> {
+        Ok(None)
+    }
+
     /// What the mechanism cannot do at all. Everything else has to work.
     fn gaps(&self) -> &'static [Gap] {
         &[]
@@ -41,6 +64,53 @@ pub trait Backend: Send {
     /// # Errors
     /// The failures, when something of it is still there.
     fn cleanup(&mut self) -> Result<(), BackendError>;
+}
+
+/// How what the kernel holds differs from a plan, in terms of the mechanism's objects: elements,
+/// chains, rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// How many objects the plan asks for.
+    pub wanted: usize,
+    /// How many of them the kernel holds just so.
+    pub found: usize,
+    /// Those that it does not hold.
+    pub missing: Objects,
+    /// Those that it holds differently.
+    pub differing: Objects,
+    /// What nobody asked for.
+    pub foreign: Objects,
+    /// What is ours and does nothing: left for a while to be used again, or about to be deleted.
+    pub unused: usize,
+}
+
+impl Audit {
+    /// The kernel holds what the plan says, and nothing else that matters.
+    pub fn is_equal(&self) -> bool {
+        self.missing.count + self.differing.count + self.foreign.count == 0
+    }
+}
+
+/// Some objects: how many, and the first of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// How many.
+    pub count: usize,
+    /// The first [`Objects::NAMED`] of them.
+    pub names: Vec<String>,
+}
+
+impl Objects {
+    /// So many are named.
+    pub const NAMED: usize = 20;
+
+    /// Adds one. Its name is made only if it is wanted.
+    pub fn add(&mut self, name: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.names.len() < Self::NAMED {
+            self.names.push(name());
+        }
+    }
 }
 
 /// Something that a backend cannot do, because its mechanism cannot.

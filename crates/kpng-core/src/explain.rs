@@ -17,8 +17,8 @@ use ipnet::IpNet;
 use crate::local::{Consider, Considered, Excluded, Place, PortEndpoints};
 use crate::model::{Family, NamespacedName, Node, Protocol, ServicePort};
 use crate::plan::{
-    At, Decision, Frontend, FrontendKey, List, NodeFacts, Origin, Packet, Planner, PodDetection,
-    Policy, Target, Treatment, Verdict, policies,
+    At, Decision, Frontend, FrontendKey, List, NodeFacts, Origin, Packet, Plan, Planner,
+    PodDetection, Policy, Target, Treatment, Verdict, policies,
 };
 use crate::store::{Change, Store, Update};
 
@@ -198,6 +198,16 @@ impl Outcome {
 ///
 /// It walks over all Services, and plans those that have to do with the packet.
 pub fn explain<V: Consider>(store: &Store<V>, here: &Here, query: &Query) -> Option<Explanation> {
+    explain_by_plan(store, here, query).map(|(explanation, _)| explanation)
+}
+
+/// The same, with the plan of the Services that have to do with the packet: what backends need to say
+/// what the kernel holds for it.
+pub fn explain_by_plan<V: Consider>(
+    store: &Store<V>,
+    here: &Here,
+    query: &Query,
+) -> Option<(Explanation, Plan)> {
     let relevant = Relevant::find(store, here, query)?;
     let interface = match &query.interface {
         _ if relevant.from_node => None,
@@ -214,14 +224,15 @@ pub fn explain<V: Consider>(store: &Store<V>, here: &Here, query: &Query) -> Opt
     let decision = planner.plan().decision(&packet);
     let finding = relevant.finding(&decision, &planner, &packet);
     let notes = relevant.notes(&packet, &finding, &planner, here);
-    Some(Explanation {
+    let explanation = Explanation {
         query: query.clone(),
         node: Arc::clone(&here.node),
         provenance: relevant.provenance(&packet, query, &here.facts),
         finding,
         outcome: outcome(decision.verdict()),
         notes,
-    })
+    };
+    Some((explanation, planner.plan().clone()))
 }
 
 fn outcome(verdict: Verdict<'_>) -> Outcome {
@@ -234,9 +245,6 @@ fn outcome(verdict: Verdict<'_>) -> Outcome {
         }
     }
 }
-
-/// How many values are taken from the store under its lock at once.
-const PAGE: usize = 1000;
 
 /// What of a store has to do with a packet.
 struct Relevant<V> {
@@ -252,7 +260,8 @@ struct Relevant<V> {
 
 impl<V: Consider> Relevant<V> {
     fn find(store: &Store<V>, here: &Here, query: &Query) -> Option<Self> {
-        let node = store.node(&here.node);
+        let mut snapshot = store.snapshot()?;
+        let node = snapshot.nodes.remove(&here.node);
         let place = Place::of(&here.node, node.as_deref());
         let mut found = Self {
             node,
@@ -261,20 +270,10 @@ impl<V: Consider> Relevant<V> {
             source: None,
             place,
         };
-        let mut reader = store.reader();
-        while let Some(page) = reader.try_next_page(PAGE) {
-            for (key, change) in page.services {
-                // Of a Service that changes meanwhile, the last state counts.
-                found.services.retain(|(other, _)| *other != key);
-                if let Some(state) = change.new {
-                    found.look_at(key, state, query);
-                }
-            }
-            if page.complete {
-                return Some(found);
-            }
+        for (key, state) in snapshot.services {
+            found.look_at(key, state, query);
         }
-        None
+        Some(found)
     }
 
     fn look_at(&mut self, key: NamespacedName, state: Arc<V>, query: &Query) {

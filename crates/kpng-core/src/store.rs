@@ -10,6 +10,7 @@
 mod history;
 mod local;
 mod reader;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 pub use local::{LocalBatch, LocalWriter};
 pub use reader::{Reader, Update};
+pub use snapshot::Snapshot;
 pub use writer::{Batch, Writer};
 
 use crate::local::LocalService;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use kpng_core::explain::Here;
 use kpng_core::model::{
-    Conditions, Endpoint, EndpointSlice, NamespacedName, Node, Protocol, Service, ServicePort,
-    ServiceState, ServiceType, SlicePort, TargetPort, TrafficPolicy,
+    Conditions, Endpoint, NamespacedName, Node, Protocol, Service, ServicePort, ServiceState,
+    ServiceType, SlicePort, TargetPort, TrafficPolicy,
 };
 
 use crate::dump_format;
@@ -38,30 +38,33 @@ pub fn render(state: &State) -> String {
 
 /// Writes a state exactly, as it is seen from `here`, in pieces: KPNG's format with what a bug report
 /// needs beyond it. Reading it gives the same [`State`]; but slices without a Service are not written.
-pub fn dump<'a>(
-    here: &Here,
-    nodes: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Node>)>,
-    services: impl Iterator<Item = (&'a NamespacedName, &'a Arc<ServiceState>)>,
-) -> impl Iterator<Item = String> {
-    let mut head = String::new();
-    emit::write_map(&mut head, "seenfrom", dump_format::here_fields(here));
-    write_section(&mut head, "nodes", nodes.map(|(name, node)| render_node(name, node)));
-    let mut services = services
-        .filter_map(|(key, state)| Some((key, state.service.as_deref()?, &state.slices)))
-        .peekable();
-    head.push_str(if services.peek().is_some() { "services:\n" } else { "services: []\n" });
-    let service = |(key, service, slices): (_, &Service, &Vec<(_, Arc<EndpointSlice>)>)| {
-        let mut fields = Fields::default();
-        fields.map("service", service_fields(key, service));
-        fields.list(
-            "slices",
-            slices.iter().map(|(name, slice)| dump_format::slice_fields(name, slice)),
-        );
-        let mut out = String::new();
-        emit::write_item(&mut out, 0, &fields.into());
-        out
-    };
-    std::iter::once(head).chain(services.map(service))
+pub fn dump(
+    here: Here,
+    nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    services: BTreeMap<NamespacedName, Arc<ServiceState>>,
+) -> impl Iterator<Item = String> + Send {
+    let head = std::iter::once_with(move || {
+        let mut head = String::new();
+        emit::write_map(&mut head, "seenfrom", dump_format::here_fields(&here));
+        let nodes = nodes.iter().map(|(name, node)| render_node(name, node));
+        write_section(&mut head, "nodes", nodes);
+        head
+    });
+    let has_service = |(_, state): &(NamespacedName, Arc<ServiceState>)| state.service.is_some();
+    let mut services = services.into_iter().filter(has_service).peekable();
+    let title = if services.peek().is_some() { "services:\n" } else { "services: []\n" };
+    let services = services.filter_map(|(key, state)| dump_service(&key, &state));
+    head.chain([title.to_owned()]).chain(services)
+}
+
+fn dump_service(key: &NamespacedName, state: &ServiceState) -> Option<String> {
+    let mut fields = Fields::default();
+    fields.map("service", service_fields(key, state.service.as_ref()?));
+    let slices = state.slices.iter().map(|(name, slice)| dump_format::slice_fields(name, slice));
+    fields.list("slices", slices);
+    let mut out = String::new();
+    emit::write_item(&mut out, 0, &fields.into());
+    Some(out)
 }
 
 fn write_section(out: &mut String, name: &str, items: impl Iterator<Item = Yaml>) {

@@ -18,6 +18,7 @@
 //! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 //! ```
 
+mod audit;
 mod dry_run;
 mod names;
 mod program;
@@ -36,9 +37,9 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
-use kpng_core::backend::{Backend, BackendError, Gap};
+use kpng_core::backend::{Audit, Backend, BackendError, Gap};
 use kpng_core::model::{Family, NamespacedName};
-use kpng_core::plan::{NodeFacts, Plan, ServicePlan};
+use kpng_core::plan::{FrontendKey, NodeFacts, Plan, ServicePlan};
 
 pub use dry_run::ruleset_text;
 pub use program::Variant;
@@ -303,6 +304,18 @@ impl Backend for Iptables {
     fn disturbed(&mut self) -> Result<bool, BackendError> {
         let Some(whole) = &mut self.written else { return Ok(false) };
         Ok(whole.watch.disturbed(&self.programs, &whole.states)?)
+    }
+
+    fn audit(&mut self, plan: &Plan) -> Result<Option<Audit>, BackendError> {
+        Ok(Some(self.compare(plan)?))
+    }
+
+    fn holds(
+        &mut self,
+        plan: &Plan,
+        frontend: &FrontendKey,
+    ) -> Result<Option<Vec<String>>, BackendError> {
+        Ok(Some(self.describe(plan, frontend)?))
     }
 
     fn gaps(&self) -> &'static [Gap] {

@@ -109,6 +109,11 @@ impl State {
         self.written.contains_key(&(Table::Nat, names::PREROUTING.to_owned()))
     }
 
+    /// How many chains are written or about to be.
+    pub(crate) fn written_chains(&self) -> usize {
+        self.written.len()
+    }
+
     /// What has to be written so that the chains that depend on no service are there.
     pub(crate) fn write_skeleton(&mut self, facts: &NodeFacts, config: &Config) -> Change {
         let mut round = Round::default();

@@ -56,6 +56,54 @@ fn saved(host: &Host, variant: Variant) -> String {
     text
 }
 
+fn an_audit_tells_what_others_did(variant: Variant) {
+    let Some(network) = network() else { return };
+    let node = OnNode::new(&network, backend(variant));
+    let planner = plan_of(
+        "service t/web cluster=cluster.1 port=http:80
+         slice t/web http=8080
+           pod1
+           remote1
+         service t/none cluster=cluster.2 port=http:80",
+    );
+    let audit = || node.audit(planner.plan()).unwrap();
+    let before = saved(&network.node, variant);
+    let empty = audit();
+    assert!(empty.found == 0 && empty.missing.count == empty.wanted, "{empty:?}");
+    assert_eq!(saved(&network.node, variant), before, "an audit changes nothing");
+    node.sync(planner.plan(), None);
+    let all = audit();
+    assert!(all.is_equal() && all.found == all.wanted && all.wanted > 10, "{all:?}");
+
+    let iptables = |arguments: &str| {
+        let arguments: Vec<_> = arguments.split(' ').collect();
+        run(&network.node, &format!("iptables-{}", variant.name()), &arguments, "")
+    };
+    iptables("-t nat -F KPNG-VIPS");
+    iptables("-t nat -N KPNG-THEIRS");
+    iptables("-t nat -A OUTPUT -d 10.0.0.1 -j KPNG-VIPS");
+    let changed = audit();
+    assert_eq!(changed.differing.names, ["iptables -t nat chain KPNG-VIPS"], "{changed:?}");
+    assert_eq!(
+        changed.foreign.names,
+        [
+            "iptables -t nat -A OUTPUT -d 10.0.0.1/32 -j KPNG-VIPS",
+            "iptables -t nat chain KPNG-THEIRS"
+        ]
+    );
+    assert_eq!((changed.missing.count, changed.found), (0, all.found - 1), "{changed:?}");
+}
+
+#[test]
+fn an_audit_tells_what_others_did_legacy() {
+    an_audit_tells_what_others_did(Variant::Legacy);
+}
+
+#[test]
+fn an_audit_tells_what_others_did_nft() {
+    an_audit_tells_what_others_did(Variant::Nft);
+}
+
 /// The rules of our chains with their counters.
 fn counted(host: &Host, variant: Variant) -> Vec<String> {
     let output = run(host, &format!("iptables-{}-save", variant.name()), &["-c"], "");

@@ -18,6 +18,7 @@
 //! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 //! ```
 
+mod audit;
 mod class;
 mod dry_run;
 pub mod names;
@@ -31,9 +32,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kpng_core::backend::{Backend, BackendError, Gap};
+use kpng_core::backend::{Audit, Backend, BackendError, Gap};
 use kpng_core::model::{Family, NamespacedName};
-use kpng_core::plan::{NodeFacts, Plan, ServicePlan, Target};
+use kpng_core::plan::{FrontendKey, NodeFacts, Plan, ServicePlan, Target};
 use kpng_linux::nft::{Batch, FoundTable, Monitor, Nftables};
 
 pub use dry_run::ruleset_text;
@@ -195,6 +196,13 @@ impl Nft {
         if self.monitor.is_none() {
             self.monitor = Some(Monitor::open(&self.nft, [names::TABLE.to_owned()])?);
         }
+        let unclaimed = self.read_unclaimed(family, found)?;
+        Ok(TableState::new(family, mark, unclaimed))
+    }
+
+    /// Everything in a table that has our shape.
+    fn read_unclaimed(&mut self, family: Family, found: FoundTable) -> Result<Unclaimed, Error> {
+        let table = names::table(family);
         let mut unclaimed = Unclaimed::default();
         for (name, chain) in found.chains {
             // A rule of somebody else's has no fingerprint: 0 is that of no rule.
@@ -206,7 +214,7 @@ impl Nft {
                 unclaimed.elements.insert((set, element.key), element);
             }
         }
-        Ok(TableState::new(family, mark, unclaimed))
+        Ok(unclaimed)
     }
 
     /// Reads what the kernel has reported, before it is more than the socket's buffer holds: it
@@ -264,6 +272,18 @@ impl Backend for Nft {
     fn disturbed(&mut self) -> Result<bool, BackendError> {
         self.read_monitor()?;
         Ok(self.monitor.is_some() && (self.disturbed || self.written.is_none()))
+    }
+
+    fn audit(&mut self, plan: &Plan) -> Result<Option<Audit>, BackendError> {
+        Ok(Some(self.compare(plan)?))
+    }
+
+    fn holds(
+        &mut self,
+        plan: &Plan,
+        frontend: &FrontendKey,
+    ) -> Result<Option<Vec<String>>, BackendError> {
+        Ok(Some(self.describe(plan, frontend)?))
     }
 
     fn gaps(&self) -> &'static [Gap] {

@@ -36,6 +36,12 @@ impl ServiceObjects {
         self.frontends.iter().map(|(.., class)| class).collect()
     }
 
+    /// The class of the frontend with this key, if it forwards.
+    pub(crate) fn class_of(&self, frontend: &Bytes) -> Option<&Class> {
+        let mut frontends = self.frontends.iter();
+        frontends.find(|(_, key, _)| key == frontend).map(|(.., class)| class)
+    }
+
     /// Takes out the elements that belong to this service alone, sorted. Its classes have numbers.
     pub(crate) fn take_elements(&mut self, numbers: &Numbers) -> Vec<(Set, Element)> {
         let frontend = |(set, key, class): &(Set, Bytes, Class)| {

@@ -3,6 +3,8 @@
 //! Nothing here talks to the kernel. After a start, what the kernel holds is "unclaimed": what is
 //! wanted and there is claimed without being written, the rest is removed at the end.
 
+mod audit;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -46,7 +48,7 @@ impl Written {
         }
     }
 
-    fn objects(&self, key: &NamespacedName, family: Family) -> ServiceObjects {
+    pub(crate) fn objects(&self, key: &NamespacedName, family: Family) -> ServiceObjects {
         render::service(key, &self.plan, &self.order(), family)
     }
 }
@@ -79,7 +81,7 @@ struct ChainState {
 }
 
 /// What was found in the kernel and is not known to be wanted.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Unclaimed {
     pub(crate) elements: HashMap<(Set, Bytes), Element>,
     pub(crate) chains: BTreeMap<String, Vec<u64>>,

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use expect_test::expect;
 use kpng_core::Backend;
 use kpng_core::model::Family;
 use kpng_core::plan::{Plan, Planner};
@@ -102,6 +103,91 @@ fn nft_lists_what_we_write_and_takes_over_on_restart() {
     assert_eq!(nft(&network.node, &["-a", "list", "table", "ip", "kpng"], ""), handles);
     assert!(!restarted.disturbed());
     assert!(!node.disturbed(), "the restart changed nothing, so nobody is disturbed");
+}
+
+#[test]
+fn an_audit_tells_what_others_did() {
+    let Some(network) = network() else { return };
+    let node = OnNode::new(&network, nft_backend);
+    let planner = everything();
+    let audit = || node.audit(planner.plan()).unwrap();
+    let empty = audit();
+    assert!(empty.found == 0 && empty.missing.count == empty.wanted, "{empty:?}");
+    assert_eq!(nft(&network.node, &["list", "tables"], ""), "", "an audit changes nothing");
+    node.sync(planner.plan(), None);
+    let all = audit();
+    assert!(all.is_equal() && all.found == all.wanted && all.unused == 0, "{all:?}");
+
+    let change = |text: &str| nft(&network.node, &[], text);
+    change("delete element ip kpng cluster-ips { 172.30.0.1 }");
+    change("add element ip6 kpng cluster-ips { fd00:172:30::99 }");
+    change("add chain ip kpng theirs");
+    change("add rule ip kpng theirs counter");
+    change("add chain ip kpng their-base { type filter hook input priority 0; policy drop; }");
+    change("add set ip kpng their-set { type ipv4_addr; }");
+    change("insert rule ip kpng services counter");
+    let changed = audit();
+    assert_eq!(changed.missing.names, ["ip kpng cluster-ips { 172.30.0.1 }"], "{changed:?}");
+    assert_eq!(changed.differing.names, ["ip kpng chain services"], "{changed:?}");
+    assert_eq!(
+        changed.foreign.names,
+        [
+            "table ip kpng set their-set",
+            "table ip kpng base chain their-base",
+            "ip kpng chain theirs",
+            "ip6 kpng cluster-ips { fd00:172:30::99 }"
+        ]
+    );
+    assert_eq!((changed.wanted, changed.found), (all.wanted, all.found - 2), "{changed:?}");
+
+    // What others put into our chains is repaired; what they have beside them is theirs.
+    node.sync(planner.plan(), None);
+    let repaired = audit();
+    assert_eq!(repaired.found, all.found, "{repaired:?}");
+    change("delete set ip kpng their-set\ndelete chain ip kpng their-base");
+    // Without its services, what the table keeps for a while is not taken for foreign.
+    assert!(audit().is_equal(), "{:?}", audit());
+    let nothing = Planner::<kpng_core::model::ServiceState>::new(
+        "node-a",
+        planner.plan().facts().as_ref().clone(),
+    );
+    node.sync(nothing.plan(), Some(all_services(planner.plan(), nothing.plan())));
+    let idle = node.audit(nothing.plan()).unwrap();
+    assert!(idle.is_equal() && idle.unused > 0, "{idle:?}");
+    nft(&network.node, &[], "delete table ip6 kpng\nadd table ip6 kpng");
+    assert_eq!(node.audit(nothing.plan()).unwrap().differing.count, 1);
+}
+
+#[test]
+fn what_is_held_for_a_frontend_is_told() {
+    let Some(network) = network() else { return };
+    let node = OnNode::new(&network, nft_backend);
+    let planner = plan_of(
+        "service t/web cluster=cluster.1 port=http:80
+         slice t/web http=8080
+           pod1
+           remote1",
+    );
+    let plan = planner.plan();
+    let frontend = plan.services().values().next().unwrap().frontends[0].key();
+    assert_eq!(node.holds(plan, frontend).unwrap(), ["table ip kpng is not there"]);
+    node.sync(plan, None);
+    let missing = "delete element ip kpng endpoints { 172.30.0.1 . tcp . 80 . 1 }";
+    nft(&network.node, &[], missing);
+    expect![[r#"
+        ip kpng service-ips { 172.30.0.1 . tcp . 80 : f45b:26b7 }
+        ip kpng endpoints { 172.30.0.1 . tcp . 80 . 0 : 10.180.0.1 . 8080 }
+        ip kpng endpoints { 172.30.0.1 . tcp . 80 . 1 : 10.180.1.1 . 8080 } (missing)
+        ip kpng routes { f45b:26b7 : goto service-pod-2-node-2m-outside-2m }
+        ip kpng chain service-to-2
+          meta priority set 0:2 goto pick-endpoint
+        ip kpng chain service-to-2m
+          meta mark set meta mark | 0x4000 meta priority set 0:2 goto pick-endpoint
+        ip kpng chain service-pod-2-node-2m-outside-2m
+          ip saddr @pod-cidrs goto service-to-2
+          goto service-to-2m
+    "#]]
+    .assert_eq(&(node.holds(plan, frontend).unwrap().join("\n") + "\n"));
 }
 
 #[test]

@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use kpng_core::Backend;
-use kpng_core::backend::{BackendError, Capability, Gap};
+use kpng_core::backend::{Audit, BackendError, Capability, Gap};
 use kpng_core::model::{Family, NamespacedName, Protocol};
-use kpng_core::plan::{Packet, Plan, Planner, Verdict};
+use kpng_core::plan::{FrontendKey, Packet, Plan, Planner, Verdict};
 
 use crate::cases::{Case, PORTS};
 use crate::fixture::{NODE, address, fixture};
@@ -214,6 +214,30 @@ impl<'a> OnNode<'a> {
         self.network.node.run(move || {
             let mut backend = backend.lock().expect("no call panicked");
             backend.disturbed().expect("the backend knows")
+        })
+    }
+
+    /// Calls the backend's `audit`.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn audit(&self, plan: &Plan) -> Option<Audit> {
+        let (backend, plan) = (Arc::clone(&self.backend), plan.clone());
+        self.network.node.run(move || {
+            let mut backend = backend.lock().expect("no call panicked");
+            backend.audit(&plan).expect("the kernel can be read")
+        })
+    }
+
+    /// Calls the backend's `holds`.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn holds(&self, plan: &Plan, frontend: FrontendKey) -> Option<Vec<String>> {
+        let (backend, plan) = (Arc::clone(&self.backend), plan.clone());
+        self.network.node.run(move || {
+            let mut backend = backend.lock().expect("no call panicked");
+            backend.holds(&plan, &frontend).expect("the kernel can be read")
         })
     }
 

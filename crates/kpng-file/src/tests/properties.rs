@@ -325,7 +325,8 @@ proptest! {
                 *name = format!("{}-{name}", key.name).into();
             }
         }
-        let text: String = dump(&here, state.nodes.iter(), state.services.iter()).collect();
+        let (nodes, services) = (state.nodes.clone(), state.services.clone());
+        let text: String = dump(here.clone(), nodes, services).collect();
         state.here = Some(here);
         prop_assert_eq!(parse_ok(&text), state);
     }

@@ -29,6 +29,25 @@ pub fn render(ruleset: &Ruleset) -> String {
     out
 }
 
+/// The text of one element of a set or map of a table of this family.
+pub fn element(family: TableFamily, set: &SetDef, element: &Element) -> String {
+    let mut text = values(family, &set.key, &element.key, element.last.as_ref());
+    match (&element.value, &set.data) {
+        (Value::Data(data), Data::Fields(fields)) => {
+            text = format!("{text} : {}", values(family, fields, data, None));
+        }
+        (Value::Verdict(verdict), _) => text = format!("{text} : {}", verdict_text(verdict)),
+        _ => {}
+    }
+    text
+}
+
+/// The text of one rule of a table of this family.
+pub fn rule(family: TableFamily, rule: &Rule) -> String {
+    let statements: Vec<_> = rule.statements.iter().map(|s| statement(family, s)).collect();
+    statements.join(" ")
+}
+
 struct Renderer<'a> {
     ruleset: &'a Ruleset,
     family: TableFamily,
@@ -54,11 +73,11 @@ impl Renderer<'_> {
     fn set(&mut self, set: &SetDef, elements: &[Element]) -> std::fmt::Result {
         let name = set.name;
         let kind = if set.data == Data::None { "set" } else { "map" };
-        let key = self.key(&declared(&set.key));
+        let key = key_text(self.family, &declared(&set.key));
         write!(self.out, "\t{kind} {name} {{\n\t\ttypeof {key}")?;
         match &set.data {
             Data::None => {}
-            Data::Fields(fields) => write!(self.out, " : {}", self.key(fields))?,
+            Data::Fields(fields) => write!(self.out, " : {}", key_text(self.family, fields))?,
             Data::Verdict => write!(self.out, " : verdict")?,
         }
         writeln!(self.out)?;
@@ -75,41 +94,12 @@ impl Renderer<'_> {
             write!(self.out, "\t\telements = {{ ")?;
             for (index, element) in elements.iter().enumerate() {
                 let separator = if index == 0 { "" } else { ",\n\t\t             " };
-                let text = self.element(set, element);
+                let text = self::element(self.family, set, element);
                 write!(self.out, "{separator}{text}")?;
             }
             writeln!(self.out, " }}")?;
         }
         writeln!(self.out, "\t}}\n")
-    }
-
-    fn element(&self, set: &SetDef, element: &Element) -> String {
-        let mut text = self.values(&set.key, &element.key, element.last.as_ref());
-        match (&element.value, &set.data) {
-            (Value::Data(data), Data::Fields(fields)) => {
-                text = format!("{text} : {}", self.values(fields, data, None));
-            }
-            (Value::Verdict(verdict), _) => text = format!("{text} : {}", verdict_text(verdict)),
-            _ => {}
-        }
-        text
-    }
-
-    /// The parts of a key, each as nft writes it; ranges as `first-last` where they differ.
-    fn values(&self, fields: &[Field], first: &Bytes, last: Option<&Bytes>) -> String {
-        let mut at = 0;
-        let mut parts = Vec::with_capacity(fields.len());
-        for field in fields {
-            let length = field.len(self.family) as usize;
-            let of = |bytes: &Bytes| value(*field, bytes.as_slice().get(at..at + length));
-            let mut part = of(first);
-            if let Some(last) = last.map(of).filter(|last| *last != part) {
-                part = format!("{part}-{last}");
-            }
-            parts.push(part);
-            at += length.next_multiple_of(4);
-        }
-        parts.join(" . ")
     }
 
     fn chain(&mut self, chain: &Chain, rules: &[Rule]) -> std::fmt::Result {
@@ -119,74 +109,90 @@ impl Renderer<'_> {
             writeln!(self.out, "\t\ttype {kind} hook {point} priority {priority}; policy accept;")?;
         }
         for rule in rules {
-            let statements: Vec<_> = rule.statements.iter().map(|s| self.statement(s)).collect();
-            writeln!(self.out, "\t\t{}", statements.join(" "))?;
+            writeln!(self.out, "\t\t{}", self::rule(self.family, rule))?;
         }
         writeln!(self.out, "\t}}\n")
     }
+}
 
-    fn statement(&self, statement: &Statement) -> String {
-        let family = self.family.name();
-        match statement {
-            Statement::Connection(Connection::New) => "ct state new".to_owned(),
-            Statement::Connection(Connection::Invalid) => "ct state invalid".to_owned(),
-            Statement::Connection(Connection::Dnat) => "ct status dnat".to_owned(),
-            Statement::InSet { key, set, negate } => {
-                format!("{}{} @{set}", self.key(key), if *negate { " !=" } else { "" })
-            }
-            Statement::L4Proto(number) => format!("meta l4proto {}", protocol(*number)),
-            Statement::DaddrInLoopbackNet => format!("{family} daddr 127.0.0.0/8"),
-            Statement::NotFromLoopback => "iif != \"lo\"".to_owned(),
-            Statement::Iifname { name, prefix } => {
-                format!("iifname \"{name}{}\"", if *prefix { "*" } else { "" })
-            }
-            Statement::SourceIsLocal => "fib saddr type local".to_owned(),
-            Statement::OnceIn(modulus) => format!("numgen random mod {modulus} 0"),
-            Statement::MarkHas(bit) => format!("meta mark & {bit:#x} == {bit:#x}"),
-            Statement::SetMark(bit) => format!("meta mark set meta mark | {bit:#x}"),
-            Statement::ClearMark(bit) => format!("meta mark set meta mark & {:#x}", !bit),
-            Statement::SetPriority { key, map } => {
-                format!("meta priority set {} map @{map}", self.key(key))
-            }
-            Statement::PriorityTo(0) => "meta priority set none".to_owned(),
-            Statement::PriorityTo(number) => format!("meta priority set {}", priority(*number)),
-            Statement::PriorityIs(number) => format!("meta priority {}", priority(*number)),
-            Statement::VerdictMap { key, map } => format!("{} vmap @{map}", self.key(key)),
-            Statement::Update { set, key, timeout } => {
-                format!("update @{set} {{ {} timeout {}s }}", self.key(key), timeout.as_secs())
-            }
-            Statement::DnatMap { key, map } => {
-                format!("dnat {family} to {} map @{map}", self.key(key))
-            }
-            Statement::Dnat { address: IpAddr::V4(address), port } => {
-                format!("dnat {family} to {address}:{port}")
-            }
-            Statement::Dnat { address: IpAddr::V6(address), port } => {
-                format!("dnat {family} to [{address}]:{port}")
-            }
-            Statement::Masquerade => "masquerade fully-random".to_owned(),
-            Statement::RejectWithReset => "reject with tcp reset".to_owned(),
-            Statement::Reject => "reject".to_owned(),
-            Statement::Verdict(verdict) => verdict_text(verdict),
+/// The parts of a key, each as nft writes it; ranges as `first-last` where they differ.
+fn values(family: TableFamily, fields: &[Field], first: &Bytes, last: Option<&Bytes>) -> String {
+    let mut at = 0;
+    let mut parts = Vec::with_capacity(fields.len());
+    for field in fields {
+        let length = field.len(family) as usize;
+        let of = |bytes: &Bytes| value(*field, bytes.as_slice().get(at..at + length));
+        let mut part = of(first);
+        if let Some(last) = last.map(of).filter(|last| *last != part) {
+            part = format!("{part}-{last}");
         }
+        parts.push(part);
+        at += length.next_multiple_of(4);
     }
+    parts.join(" . ")
+}
 
-    fn key(&self, fields: &[Field]) -> String {
-        let family = self.family.name();
-        let parts: Vec<_> = fields
-            .iter()
-            .map(|field| match field {
-                Field::Saddr => format!("{family} saddr"),
-                Field::Daddr => format!("{family} daddr"),
-                Field::L4Proto => "meta l4proto".to_owned(),
-                Field::Dport => "th dport".to_owned(),
-                Field::Priority => "meta priority".to_owned(),
-                Field::Random(modulus) => format!("numgen random mod {modulus}"),
-                Field::Constant(number) => format!("numgen random mod 1 offset {number}"),
-            })
-            .collect();
-        parts.join(" . ")
+fn statement(of: TableFamily, statement: &Statement) -> String {
+    let family = of.name();
+    match statement {
+        Statement::Connection(Connection::New) => "ct state new".to_owned(),
+        Statement::Connection(Connection::Invalid) => "ct state invalid".to_owned(),
+        Statement::Connection(Connection::Dnat) => "ct status dnat".to_owned(),
+        Statement::InSet { key, set, negate } => {
+            format!("{}{} @{set}", key_text(of, key), if *negate { " !=" } else { "" })
+        }
+        Statement::L4Proto(number) => format!("meta l4proto {}", protocol(*number)),
+        Statement::DaddrInLoopbackNet => format!("{family} daddr 127.0.0.0/8"),
+        Statement::NotFromLoopback => "iif != \"lo\"".to_owned(),
+        Statement::Iifname { name, prefix } => {
+            format!("iifname \"{name}{}\"", if *prefix { "*" } else { "" })
+        }
+        Statement::SourceIsLocal => "fib saddr type local".to_owned(),
+        Statement::OnceIn(modulus) => format!("numgen random mod {modulus} 0"),
+        Statement::MarkHas(bit) => format!("meta mark & {bit:#x} == {bit:#x}"),
+        Statement::SetMark(bit) => format!("meta mark set meta mark | {bit:#x}"),
+        Statement::ClearMark(bit) => format!("meta mark set meta mark & {:#x}", !bit),
+        Statement::SetPriority { key, map } => {
+            format!("meta priority set {} map @{map}", key_text(of, key))
+        }
+        Statement::PriorityTo(0) => "meta priority set none".to_owned(),
+        Statement::PriorityTo(number) => format!("meta priority set {}", priority(*number)),
+        Statement::PriorityIs(number) => format!("meta priority {}", priority(*number)),
+        Statement::VerdictMap { key, map } => format!("{} vmap @{map}", key_text(of, key)),
+        Statement::Update { set, key, timeout } => {
+            format!("update @{set} {{ {} timeout {}s }}", key_text(of, key), timeout.as_secs())
+        }
+        Statement::DnatMap { key, map } => {
+            format!("dnat {family} to {} map @{map}", key_text(of, key))
+        }
+        Statement::Dnat { address: IpAddr::V4(address), port } => {
+            format!("dnat {family} to {address}:{port}")
+        }
+        Statement::Dnat { address: IpAddr::V6(address), port } => {
+            format!("dnat {family} to [{address}]:{port}")
+        }
+        Statement::Masquerade => "masquerade fully-random".to_owned(),
+        Statement::RejectWithReset => "reject with tcp reset".to_owned(),
+        Statement::Reject => "reject".to_owned(),
+        Statement::Verdict(verdict) => verdict_text(verdict),
     }
+}
+
+fn key_text(family: TableFamily, fields: &[Field]) -> String {
+    let family = family.name();
+    let parts: Vec<_> = fields
+        .iter()
+        .map(|field| match field {
+            Field::Saddr => format!("{family} saddr"),
+            Field::Daddr => format!("{family} daddr"),
+            Field::L4Proto => "meta l4proto".to_owned(),
+            Field::Dport => "th dport".to_owned(),
+            Field::Priority => "meta priority".to_owned(),
+            Field::Random(modulus) => format!("numgen random mod {modulus}"),
+            Field::Constant(number) => format!("numgen random mod 1 offset {number}"),
+        })
+        .collect();
+    parts.join(" . ")
 }
 
 /// The fields as a declaration names them: for numbers only the type counts.
