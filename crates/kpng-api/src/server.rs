@@ -39,7 +39,7 @@ use tonic_health::server::HealthReporter;
 use tracing::warn;
 
 pub use authorization::Authorization;
-pub use listener::{listen, listen_everywhere};
+pub use listener::{UnixSocket, listen, listen_everywhere, listen_unix};
 pub use stats::Stats;
 
 use crate::address::ListenAddress;

@@ -1,11 +1,13 @@
 //! The composition root: what was typed becomes running parts.
 
+mod inspect;
 mod node;
 mod observe;
 mod serving;
 mod source;
 mod watch;
 
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -33,20 +35,32 @@ const MAX_WORKERS: usize = 4;
 ///
 /// # Errors
 /// What the person who typed the command has to know; the causes belong to it.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command {
-        Command::Version => return print(&version()),
-        Command::Backends { output: Output::Text } => return print(&backends::text()),
-        Command::Backends { output: Output::Json } => return print(&backends::json()),
-        Command::Backends { output: Output::Markdown } => return print(&backends::markdown()),
-        Command::Completion { shell } => return print_completion(shell),
-        _ => logging::start(&cli.logging),
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let printed = match cli.command {
+        Command::Version => Some(print(&version())),
+        Command::Backends { output: Output::Text } => Some(print(&backends::text())),
+        Command::Backends { output: Output::Json } => Some(print(&backends::json())),
+        Command::Backends { output: Output::Markdown } => Some(print(&backends::markdown())),
+        Command::Completion { shell } => Some(print_completion(shell)),
+        _ => None,
+    };
+    if let Some(printed) = printed {
+        return printed.map(|()| ExitCode::SUCCESS);
     }
+    logging::start(&cli.logging);
     let runtime = runtime(&cli.command)?;
     let result = runtime.block_on(dispatch(cli.command));
     // What still blocks (a write into the kernel) is bounded; it does not keep us.
     runtime.shutdown_background();
     result
+}
+
+/// What the process ends with when a command fails: 2 where 1 is an answer.
+pub fn failure_code(command: &Command) -> ExitCode {
+    match command {
+        Command::Diff(_) | Command::Check(_) => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 /// One thread is enough for a node, and keeps memory small; long work goes to blocking threads. Only
@@ -65,7 +79,18 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
     Builder::new_multi_thread().worker_threads(cores.min(MAX_WORKERS)).enable_all().build()
 }
 
-async fn dispatch(command: Command) -> anyhow::Result<()> {
+async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Explain(args) => inspect::explain(args).await,
+        Command::Dump(args) => inspect::dump(args).await,
+        Command::Diff(args) => inspect::diff(&args),
+        Command::Check(args) => inspect::check(args).await,
+        command => follow(command).await.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Does what goes on until a signal comes, and what ends by itself.
+async fn follow(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Kube { kube, local, sink } => {
             // Only its own Node matters to a node.
@@ -90,12 +115,13 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         }
         Command::Watch { api, watch, what } => watch::run(&api_config(api)?, &watch, what).await,
         Command::Cleanup => backends::cleanup_all(None),
-        Command::Backends { .. } | Command::Version | Command::Completion { .. } => Ok(()),
+        // The rest is done by now.
+        _ => Ok(()),
     }
 }
 
 fn own_name(local: &LocalArgs) -> anyhow::Result<Arc<str>> {
-    node::name(local.node_name.as_deref())
+    node::name(local.node.node_name.as_deref())
 }
 
 /// How to reach servers. TLS files that cannot be used are an error before anything is done.
@@ -136,7 +162,7 @@ async fn to_local<S: Source<Value: Serve>>(
             Work::Cleanup => choice.cleanup(),
             Work::DryRun => node::dry_run(source, node, &local, &*choice, shutdown).await,
             Work::Run { replace_kube_proxy } => {
-                node::run(source, node, local, &*choice, replace_kube_proxy, shutdown).await
+                node::run(source, node, local, choice.into(), replace_kube_proxy, shutdown).await
             }
         },
         Chosen::Json => {
@@ -187,8 +213,12 @@ fn print_completion(shell: clap_complete::Shell) -> anyhow::Result<()> {
 }
 
 fn print(text: &str) -> anyhow::Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
+    match std::io::stdout().write_all(bytes) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(error).context("cannot write to standard output")
         }

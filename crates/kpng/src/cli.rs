@@ -6,22 +6,27 @@
 
 mod api;
 pub mod backends;
+mod inspect;
+mod node;
 mod values;
 
-use std::net::IpAddr;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ipnet::IpNet;
 use kpng_api::address::ListenAddress;
 
 pub use api::{ApiArgs, ListenTlsArgs, ToApiArgs, WatchArgs, WatchCommand};
 pub use backends::{BackendCommand, Chosen, Work};
+pub use inspect::{
+    AskArgs, CheckArgs, Destination, DiffArgs, DumpArgs, DumpWhat, ExplainArgs, PacketSource,
+};
+pub use node::{DetectLocalMode, NodeArgs};
 pub use values::{List, NodePortAddresses};
 
 use crate::http::BindAddress;
-use values::{address_list, cidr_list, duration};
+use values::duration;
 
 fn healthz_address(text: &str) -> Result<BindAddress, crate::http::Error> {
     BindAddress::parse(text, 10256)
@@ -125,6 +130,17 @@ pub enum Command {
         #[command(subcommand)]
         what: WatchCommand,
     },
+    /// Say what happens to a packet on a node, and why
+    #[command(arg_required_else_help = true, after_help = inspect::EXPLAIN_EXAMPLES)]
+    Explain(ExplainArgs),
+    /// Print what a kpng knows, or would write
+    #[command(arg_required_else_help = true)]
+    Dump(DumpArgs),
+    /// Print how two states differ, in terms of frontends and endpoints
+    #[command(arg_required_else_help = true)]
+    Diff(DiffArgs),
+    /// See whether the kernel holds what it shall: ends with 0 if so, 1 if not, 2 if nobody can tell
+    Check(CheckArgs),
     /// List the backends, and what each cannot do
     Backends {
         /// In which form.
@@ -256,47 +272,9 @@ pub struct ToFileArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Node")]
 pub struct LocalArgs {
-    /// Name of this node in the cluster [default: the host name]
-    #[arg(long, visible_alias = "hostname-override", global = true, value_name = "NAME")]
-    pub node_name: Option<String>,
-    /// This node's own addresses, at most one per family [default: of its Node object, then of its
-    /// default routes]
-    #[arg(long, global = true, value_parser = address_list, value_name = "IPS")]
-    pub bind_address: Option<List<IpAddr>>,
-    /// How packets from pods are told from others [default: cluster-cidr with --cluster-cidrs, else
-    /// none]
-    #[arg(long, global = true, value_enum, ignore_case = true, value_name = "MODE")]
-    pub detect_local_mode: Option<DetectLocalMode>,
-    /// Where all pods of the cluster have their addresses
-    #[arg(long, visible_alias = "cluster-cidr", global = true, value_parser = cidr_list, value_name = "CIDRS")]
-    pub cluster_cidrs: Option<List<IpNet>>,
-    /// The bridge that pods are on, for --detect-local-mode=bridge-interface
-    #[arg(long, global = true, value_name = "NAME")]
-    pub pod_bridge_interface: Option<String>,
-    /// How names of pods' interfaces start, for --detect-local-mode=interface-name-prefix
-    #[arg(long, global = true, value_name = "PREFIX")]
-    pub pod_interface_name_prefix: Option<String>,
-    /// Where Services have their addresses: packets to unallocated ones are dropped
-    #[arg(long, visible_alias = "service-cluster-ip-range", global = true, value_parser = cidr_list, value_name = "CIDRS")]
-    pub service_cidrs: Option<List<IpNet>>,
-    /// Addresses on which node ports are served: `primary`, `all`, or CIDRs
-    #[arg(long, global = true, default_value = "primary", value_name = "WHERE")]
-    pub nodeport_addresses: NodePortAddresses,
-    /// Serve node ports on 127.0.0.1 too
-    #[arg(
-        long,
-        visible_alias = "iptables-localhost-nodeports",
-        global = true,
-        num_args = 0..=1,
-        default_value_t = false,
-        default_missing_value = "true",
-        require_equals = true,
-        value_name = "BOOL"
-    )]
-    pub localhost_nodeports: bool,
-    /// Masquerade everything that goes to cluster IPs
-    #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
-    pub masquerade_all: bool,
+    /// What the node is told about itself.
+    #[command(flatten)]
+    pub node: NodeArgs,
     /// Shortest time between two updates of the kernel; changes gather meanwhile
     #[arg(
         long,
@@ -322,28 +300,13 @@ pub struct LocalArgs {
         help_heading = "Serving kpng's API"
     )]
     pub also_listen: Vec<ListenAddress>,
+    /// Where `kpng explain`, `dump` and `check` ask this process [default: /run/kpng/admin.sock, where that
+    /// is possible]; empty for nowhere
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Asking a running kpng")]
+    pub admin_socket: Option<OsString>,
     /// The TLS of that, and of `to-api`.
     #[command(flatten)]
     pub listen_tls: ListenTlsArgs,
-}
-
-/// `--detect-local-mode`, by kube-proxy's names too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DetectLocalMode {
-    /// By --cluster-cidrs.
-    #[value(alias = "ClusterCIDR")]
-    ClusterCidr,
-    /// By the pod CIDRs of this node's Node object.
-    #[value(alias = "NodeCIDR")]
-    NodeCidr,
-    /// By --pod-bridge-interface.
-    #[value(alias = "BridgeInterface")]
-    BridgeInterface,
-    /// By --pod-interface-name-prefix.
-    #[value(alias = "InterfaceNamePrefix")]
-    InterfaceNamePrefix,
-    /// Not at all.
-    None,
 }
 
 /// Health and metrics.

@@ -10,15 +10,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kpng_api::server::{listen, listen_everywhere};
 use kpng_core::backoff::Backoff;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -174,7 +175,7 @@ impl Drop for Server {
 
 /// What clients may take.
 #[derive(Clone, Copy)]
-struct Limits {
+pub(crate) struct Limits {
     /// Connections at once; more wait in the kernel's queue.
     connections: usize,
     /// From the start of a connection, or the end of an answer, to the end of a request's header.
@@ -182,10 +183,11 @@ struct Limits {
     /// Of one connection.
     life: Duration,
     /// To take the last answer.
-    grace: Duration,
+    pub(crate) grace: Duration,
 }
 
-const LIMITS: Limits = Limits {
+/// What clients may take here.
+pub(crate) const LIMITS: Limits = Limits {
     connections: 128,
     header: Duration::from_secs(10),
     life: Duration::from_secs(300),
@@ -213,7 +215,10 @@ async fn serve(
             accepted = listener.accept(), if room => match accepted {
                 Ok((stream, _)) => {
                     let handler = Arc::clone(&handler);
-                    connections.spawn(converse(stream, handler, limits, closed.clone()));
+                    let service = service_fn(move |request: Request<Incoming>| {
+                        std::future::ready(Ok::<_, Infallible>(handler(request.uri().path())))
+                    });
+                    connections.spawn(converse(stream, service, limits, closed.clone()));
                 }
                 // A client that went away again, or no more file descriptors: they come back.
                 Err(error) => {
@@ -227,16 +232,16 @@ async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
-async fn converse(
-    stream: TcpStream,
-    handler: Handler,
+/// Answers one client by `service`, within limits.
+pub(crate) async fn converse<S, B>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    service: S,
     limits: Limits,
     mut closed: watch::Receiver<bool>,
-) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let answer = handler(request.uri().path());
-        async { Ok::<_, Infallible>(answer) }
-    });
+) where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    B: Body<Error = Infallible> + 'static,
+{
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header)

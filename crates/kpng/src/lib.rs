@@ -7,6 +7,7 @@
 //! source ──▶ Store ──▶ Pipeline (Planner ──▶ Backend) ──▶ events ──▶ health, metrics, conntrack
 //! ```
 
+pub mod admin;
 pub mod app;
 pub mod backends;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod conntrack;
 mod gaps;
 pub mod health;
 pub mod http;
+pub mod inspect;
 pub mod kube_proxy;
 pub mod logging;
 pub mod memory;

@@ -6,13 +6,12 @@ use clap::Parser;
 use kpng::cli::Cli;
 
 fn main() -> ExitCode {
-    match kpng::app::run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report(&error);
-            ExitCode::FAILURE
-        }
-    }
+    let cli = Cli::parse();
+    let failure = kpng::app::failure_code(&cli.command);
+    kpng::app::run(cli).unwrap_or_else(|error| {
+        report(&error);
+        failure
+    })
 }
 
 #[expect(clippy::print_stderr, reason = "this is for the person who typed the command")]

@@ -12,6 +12,8 @@ mod backends;
 mod command_line;
 #[path = "node/file.rs"]
 mod file;
+#[path = "node/inspect.rs"]
+mod inspect;
 #[path = "node/process.rs"]
 mod process;
 #[path = "node/remote.rs"]

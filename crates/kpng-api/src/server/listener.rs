@@ -31,7 +31,7 @@ const UNIX_MODE: u32 = 0o660;
 #[derive(Debug)]
 pub(super) enum Listener {
     Tcp(TcpListener),
-    Unix { listener: UnixListener, file: SocketFile },
+    Unix(UnixSocket),
 }
 
 /// A connection before anything was said.
@@ -48,7 +48,7 @@ impl Listener {
             ListenAddress::Tcp { host, port } => {
                 bind_tcp(host.as_deref(), *port).await.map(Self::Tcp)
             }
-            ListenAddress::Unix(path) => bind_unix(path).await,
+            ListenAddress::Unix(path) => listen_unix(path, UNIX_MODE).await.map(Self::Unix),
         };
         bound.map_err(|source| Error::Listen { address: address.clone(), source })
     }
@@ -60,7 +60,7 @@ impl Listener {
                 let address = listener.local_addr()?;
                 ListenAddress::Tcp { host: Some(address.ip().to_string()), port: address.port() }
             }
-            Self::Unix { file, .. } => ListenAddress::Unix(file.path.clone()),
+            Self::Unix(socket) => ListenAddress::Unix(socket.file.path.clone()),
         })
     }
 
@@ -68,7 +68,7 @@ impl Listener {
     pub(super) async fn accept(&mut self) -> io::Result<Stream> {
         loop {
             let (listener, file) = match self {
-                Self::Unix { listener, file } => (listener, file),
+                Self::Unix(UnixSocket { listener, file }) => (listener, file),
                 Self::Tcp(listener) => {
                     let (stream, _) = listener.accept().await?;
                     stream.set_nodelay(true)?;
@@ -81,7 +81,7 @@ impl Listener {
             // Where another server has put its own socket, that one is meant now.
             if !file.path.exists() {
                 let path = file.path.clone();
-                *self = bind_unix(&path).await?;
+                *self = Self::Unix(listen_unix(&path, UNIX_MODE).await?);
                 warn!("{} was removed, and is there again", path.display());
             }
         }
@@ -162,9 +162,29 @@ impl Drop for SocketFile {
     }
 }
 
+/// A Unix socket that is listened on. Its file is removed with it.
+#[derive(Debug)]
+pub struct UnixSocket {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+impl UnixSocket {
+    /// The next connection. Cancel safe.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.listener.accept().await?.0)
+    }
+}
+
 /// Listens on `path`. A socket file that a dead server left is replaced; it is put in place complete,
-/// with its mode, so nobody gets in before.
-async fn bind_unix(path: &Path) -> io::Result<Listener> {
+/// with its mode, so nobody gets in before. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// What the kernel says, and when another process listens there.
+pub async fn listen_unix(path: &Path, mode: u32) -> io::Result<UnixSocket> {
     match std::fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => {
             return Err(io::Error::new(
@@ -178,7 +198,7 @@ async fn bind_unix(path: &Path) -> io::Result<Listener> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}", std::process::id()));
     let temporary = path.with_file_name(name);
-    let listener = bind_temporary(&temporary)?;
+    let listener = bind_temporary(&temporary, mode)?;
     let file = std::fs::metadata(&temporary).and_then(|file| {
         std::fs::rename(&temporary, path)?;
         Ok(SocketFile { path: path.to_owned(), inode: file.ino() })
@@ -186,15 +206,17 @@ async fn bind_unix(path: &Path) -> io::Result<Listener> {
     let file = file.inspect_err(|_| {
         std::fs::remove_file(&temporary).ok();
     })?;
-    Ok(Listener::Unix { listener, file })
+    Ok(UnixSocket { listener, file })
 }
 
 /// Waits until nobody listens on `path`: a process that was killed a moment ago may not be gone yet.
 async fn await_end(path: &Path) -> io::Result<()> {
     let begun = Instant::now();
-    while UnixStream::connect(path).await.is_ok() {
+    while let Ok(stream) = UnixStream::connect(path).await {
         if begun.elapsed() > END {
-            let problem = "another process is listening there";
+            let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+            let process = process.map(|id| format!(" ({id})")).unwrap_or_default();
+            let problem = format!("another process{process} is listening there");
             return Err(io::Error::new(io::ErrorKind::AddrInUse, problem));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -202,12 +224,12 @@ async fn await_end(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn bind_temporary(path: &Path) -> io::Result<UnixListener> {
+fn bind_temporary(path: &Path, mode: u32) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_MODE))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }

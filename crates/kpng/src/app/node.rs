@@ -1,6 +1,7 @@
 //! The local side: everything that runs beside a backend on a node.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context, bail};
 use kpng_core::local::Localize;
@@ -10,8 +11,9 @@ use kpng_core::store::Store;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use crate::admin::Admin;
 use crate::backends::{self, Choice};
-use crate::cli::{DetectLocalMode, LocalArgs};
+use crate::cli::{DetectLocalMode, LocalArgs, NodeArgs};
 use crate::conntrack::{Cleaner, Report};
 use crate::gaps::GapWatch;
 use crate::health::ProxyHealth;
@@ -42,11 +44,11 @@ pub(super) async fn run<S: Source<Value: Serve>>(
     source: S,
     node: Arc<str>,
     local: LocalArgs,
-    choice: &dyn Choice,
+    choice: Arc<dyn Choice>,
     replace_kube_proxy: bool,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let settings = settings(&local)?;
+    let settings = settings(&local.node)?;
     let backend = choice.open()?;
     let api = Beside::bind(&local, &node).await?;
     let row = choice.row();
@@ -71,12 +73,22 @@ pub(super) async fn run<S: Source<Value: Serve>>(
     let api = api.serve(&store);
 
     let (facts, facts_receiver) = watch::channel(None);
+    let synced = Arc::new(AtomicU64::new(0));
+    let admin = Admin {
+        store: store.clone(),
+        node: Arc::clone(&node),
+        facts: facts_receiver.clone(),
+        choice,
+        synced: Arc::clone(&synced),
+    };
+    let _admin = serving::admin(local.admin_socket.as_deref(), admin).await?;
     let cleaner = Arc::new(Cleaner::new());
     let mut observer = Observer {
         service_health: ServiceHealth::new(health.clone()),
         health: health.clone(),
         metrics: metrics.clone(),
         gaps: GapWatch::new(backend.gaps()),
+        synced,
         cleaner: row.uses_conntrack.then(|| Arc::clone(&cleaner)),
         at_first_sync: row.has_data_path.then(|| {
             // It may take a while, and whatever comes of it is in the log.
@@ -111,7 +123,7 @@ pub(super) async fn dry_run<S: Source>(
     choice: &dyn Choice,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let settings = settings(local)?;
+    let settings = settings(&local.node)?;
     let source = source.start(shutdown.clone())?;
     let store = source.store.clone();
     let work = async {
@@ -131,7 +143,7 @@ pub(super) async fn dry_run<S: Source>(
 }
 
 /// What the flags say about the node.
-fn settings(local: &LocalArgs) -> anyhow::Result<NodeSettings> {
+pub(super) fn settings(local: &NodeArgs) -> anyhow::Result<NodeSettings> {
     let list = |list: &Option<crate::cli::List<_>>| list.as_ref().map(|list| list.0.clone());
     // An empty list says nothing, as in kube-proxy's manifests.
     let cluster_cidrs = list(&local.cluster_cidrs).filter(|cidrs| !cidrs.is_empty());
@@ -169,7 +181,7 @@ fn settings(local: &LocalArgs) -> anyhow::Result<NodeSettings> {
 fn setup(local: &LocalArgs) -> node_setup::Config {
     let conntrack = &local.conntrack;
     node_setup::Config {
-        localhost_node_ports: local.localhost_nodeports,
+        localhost_node_ports: local.node.localhost_nodeports,
         conntrack: ConntrackConfig {
             max_per_core: conntrack.conntrack_max_per_core,
             min: conntrack.conntrack_min,

@@ -1,6 +1,7 @@
 //! What a pipeline's events mean to everybody around it: health, metrics, conntrack, the log.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kpng_core::backend::Gap;
 use kpng_linux::memory::give_back;
@@ -20,6 +21,8 @@ pub(super) struct Observer {
     pub(super) metrics: Metrics,
     pub(super) service_health: ServiceHealth,
     pub(super) gaps: GapWatch,
+    /// Up to which revision of the store the kernel follows.
+    pub(super) synced: Arc<AtomicU64>,
     /// Of those who decide what becomes of packets.
     pub(super) cleaner: Option<Arc<Cleaner>>,
     /// Called once, after the first successful sync.
@@ -67,6 +70,7 @@ impl Observer {
         self.metrics.set_gaps(self.gaps.counts());
         self.metrics.planned(plan, changed);
         self.metrics.set_synced_revision(synced.revision);
+        self.synced.store(synced.revision, Ordering::Release);
         if let Some(triggered) = synced.triggered {
             self.metrics.programmed(triggered, plan, &changes.services);
         }

@@ -1,8 +1,10 @@
 //! What a process serves beside its work: health, metrics, and kpng's API.
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use kpng_api::server::{Authorization, Config, Server, Stats};
 use kpng_api::tls::ServerTls;
 use kpng_core::local::LocalService;
@@ -10,12 +12,14 @@ use kpng_core::model::ServiceState;
 use kpng_core::store::Store;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
+use crate::admin::{self, Admin};
 use crate::cli::{ListenTlsArgs, LocalArgs, ServingArgs, ToApiArgs};
 use crate::health::ProxyHealth;
 use crate::http::{self, Handler};
+use crate::inspect::Inspect;
 use crate::memory;
 use crate::metrics::{self, Counted, Sources};
 use crate::signals::Shutdown;
@@ -26,7 +30,7 @@ use super::source::{Cluster, Source};
 const MAX_CONNECTIONS_BESIDE: usize = 1000;
 
 /// What a store must hold to be served.
-pub(super) trait Serve: Counted + Sized {
+pub(super) trait Serve: Counted + Inspect + Sized {
     /// Serves a store of it until `shutdown` completes.
     fn serve(
         server: Server,
@@ -65,6 +69,35 @@ pub(super) fn probes(
         start("metrics", serving.metrics_bind_address.0, metrics)?,
     ];
     Ok(servers.into_iter().flatten().collect())
+}
+
+/// Answers by the admin socket where the flags say; by default where that is possible. It ends when the
+/// set is dropped.
+pub(super) async fn admin<V: Serve>(
+    socket: Option<&OsStr>,
+    admin: Admin<V>,
+) -> anyhow::Result<JoinSet<()>> {
+    let mut tasks = JoinSet::new();
+    match socket.map(Path::new) {
+        Some(path) if path.as_os_str().is_empty() => {}
+        Some(path) => {
+            let bound = admin::bind(path).await;
+            let socket = bound.with_context(|| format!("cannot listen at {}", path.display()))?;
+            tasks.spawn(admin.serve(socket));
+        }
+        // It may be another kpng's, whose end would be waited for.
+        None => drop(tasks.spawn(async move {
+            match admin::bind(Path::new(admin::DEFAULT_SOCKET)).await {
+                Ok(socket) => admin.serve(socket).await,
+                Err(error) => warn!(
+                    "cannot listen at {}: {error}; kpng explain, dump and check cannot ask this \
+                     process (--admin-socket says where else)",
+                    admin::DEFAULT_SOCKET
+                ),
+            }
+        })),
+    }
+    Ok(tasks)
 }
 
 /// `to-api`: serves the store of `source`, until a signal comes.

@@ -163,7 +163,8 @@ async fn a_unix_socket_is_for_its_group_and_replaces_a_dead_servers() {
 
     let again = Server::bind(config(&listen), Arc::default()).await.unwrap_err();
     let Error::Listen { source, .. } = again else { panic!("{again:?}") };
-    assert_eq!(source.to_string(), "another process is listening there");
+    let process = std::process::id();
+    assert_eq!(source.to_string(), format!("another process ({process}) is listening there"));
 
     server.end.send(()).unwrap();
     timeout(PATIENCE, server.task).await.unwrap().unwrap();
