@@ -250,8 +250,8 @@ fn outcome(verdict: Verdict<'_>) -> Outcome {
 struct Relevant<V> {
     place: Place,
     node: Option<Arc<Node>>,
-    /// The Services that have the destination as an address, or the port as a node port, or the
-    /// destination as an endpoint.
+    /// The Services that have the destination as an address, or the port as a node port or for
+    /// health checks, or the destination as an endpoint.
     services: Vec<(NamespacedName, Arc<V>)>,
     from_node: bool,
     /// The endpoint with the source address: its Pod, and whether it is on this node.
@@ -287,6 +287,7 @@ impl<V: Consider> Relevant<V> {
                 || service.external_ips.contains(&ip)
                 || service.load_balancer_ips.iter().any(|balancer| balancer.ip == ip)
                 || service.ports.iter().any(is_node_port)
+                || service.health_check_node_port == Some(query.port)
         });
         if has_frontend || state.endpoint_at(query.destination, &self.place).is_some() {
             self.services.push((key, state));

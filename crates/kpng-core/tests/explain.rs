@@ -142,7 +142,7 @@ fn zone_hints_that_count_and_an_endpoint_that_reaches_itself() {
             from        a pod (pod1): the address is in 10.0.0.0/8 (--cluster-cidrs, or spec.podCIDRs of the Node)
             frontend    172.30.0.1:80/TCP of t/web, port http (spec.clusterIPs)
             policy      spec.internalTrafficPolicy is Cluster: all endpoints of the cluster
-            topology    only endpoints for this node's zone (hints.forZones)
+            topology    only endpoints for this node's zone (hints.forZones, by spec.trafficDistribution or service.kubernetes.io/topology-mode)
             masquerade  no: a pod of the cluster to a cluster IP
             endpoints   1 of 3 may be chosen
               yes 10.180.0.1:8080 pod pod1, node-a (this node), zone a, for zones a: the source itself, so masqueraded (hairpin)
@@ -655,4 +655,39 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn health_checks_and_the_own_address_among_the_sources() {
+    let cluster = "service t/web cluster=cluster.1 lb=lb.1 port=http:80 etp=Local health=32000 \
+                   ranges=node-net
+         slice t/web http=8080
+           pod1";
+    check(
+        cluster,
+        "client -> node:32000",
+        expect![[r#"
+        203.0.113.2 -> 192.168.0.2:32000/TCP on node-a: not ours
+
+        from        outside: not an address of this node, nor in 10.0.0.0/8, fd00:180::/32 (--cluster-cidrs, or spec.podCIDRs of the Node)
+        frontend    none: kpng does nothing to the packet
+        note        it is the health check of t/web (spec.healthCheckNodePort), which kpng answers on every address of the node: 200 while a ready endpoint is on this node, else 503
+    "#]],
+    );
+    check(
+        cluster,
+        "node -> lb.1:80",
+        expect![[r#"
+        192.168.0.2 -> 198.51.100.1:80/TCP on node-a: forwarded to 10.180.0.1:8080, masqueraded
+
+        from        this node: the address is one of this node's
+        frontend    198.51.100.1:80/TCP of t/web, port http (status.loadBalancer.ingress[].ip)
+        admitted    only from 192.168.0.0/24, 198.51.100.1/32 (spec.loadBalancerSourceRanges): it is
+        policy      spec.externalTrafficPolicy is Local: but to the node itself all endpoints of the cluster are open
+        masquerade  yes: the node's own packet to an external address has to be answered through this node
+        endpoints   1 of 1 may be chosen
+          yes 10.180.0.1:8080 pod pod1, node-a (this node)
+        note        the frontend's own address may come in too, because the node's address may: the node reaches it with either
+    "#]],
+    );
 }

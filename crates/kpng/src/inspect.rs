@@ -56,6 +56,9 @@ pub struct Subject<V = ServiceState> {
     pub choice: Arc<dyn Choice>,
 }
 
+/// How many values are read from the store at once.
+const PAGE: usize = 1000;
+
 /// A text in pieces, so that nobody has to hold all of it.
 pub type Pieces = Box<dyn Iterator<Item = String> + Send>;
 
@@ -110,8 +113,14 @@ impl<V: Inspect> Subject<V> {
     pub fn plan(&self) -> anyhow::Result<Plan> {
         let mut planner = Planner::new(Arc::clone(&self.here.node), self.here.facts.clone());
         let mut reader = self.store.reader();
-        planner.update(&reader.try_next().ok_or_else(not_complete)?);
-        Ok(planner.plan().clone())
+        loop {
+            // The store is not locked for longer than a page takes.
+            let page = reader.try_next_page(PAGE).ok_or_else(not_complete)?;
+            planner.update(&page);
+            if page.complete {
+                return Ok(planner.plan().clone());
+            }
+        }
     }
 
     fn state(&self) -> anyhow::Result<Pieces> {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::{Finding, Here, Relevant, served};
 use crate::local::Consider;
-use crate::model::{Family, NamespacedName};
+use crate::model::{Family, NamespacedName, Protocol, TrafficPolicy};
 use crate::plan::{At, Conflict, FrontendKey, LOCALHOST, Packet, Planner, Warning, serves_family};
 
 /// Something worth knowing.
@@ -38,6 +38,10 @@ pub enum Note {
         /// Its Pod.
         pod: Option<Box<str>>,
     },
+    /// The port is where load balancers ask about a Service: kpng answers itself.
+    HealthCheck(NamespacedName),
+    /// The address of the frontend is a permitted source too, as the node's own address is one.
+    OwnAddressPermitted,
     /// No Service has the address.
     NoService,
 }
@@ -54,6 +58,8 @@ impl Note {
             Self::OtherFamily(..) => "other-family",
             Self::Served(_) => "served",
             Self::Endpoint { .. } => "endpoint",
+            Self::HealthCheck(_) => "health-check",
+            Self::OwnAddressPermitted => "own-address-permitted",
             Self::NoService => "no-service",
         }
     }
@@ -106,6 +112,15 @@ impl fmt::Display for Note {
             Self::Endpoint { service, pod: None } => {
                 write!(f, "the destination is an endpoint of {service}: it is reached directly")
             }
+            Self::HealthCheck(service) => write!(
+                f,
+                "it is the health check of {service} (spec.healthCheckNodePort), which kpng answers \
+                 on every address of the node: 200 while a ready endpoint is on this node, else 503"
+            ),
+            Self::OwnAddressPermitted => f.write_str(
+                "the frontend's own address may come in too, because the node's address may: the \
+                 node reaches it with either",
+            ),
             Self::NoService => f.write_str(
                 "no Service that kpng proxies has this address and port; it leaves alone those of \
                  type ExternalName, headless ones (clusterIP: None), and those with the label \
@@ -132,6 +147,11 @@ impl<V: Consider> Relevant<V> {
             .map(Note::Conflict)
             .collect();
         let family = found.frontend.at.family();
+        if let (At::Vip(ip), Some(sources)) = (found.frontend.at, &found.sources)
+            && sources.contains(&ip.into())
+        {
+            notes.push(Note::OwnAddressPermitted);
+        }
         let warnings = planner.plan().service(&found.service).map(|plan| &plan.warnings[..]);
         let closed = Warning::NoSourceRangeOfFamily(family);
         if !found.admitted && warnings.is_some_and(|warnings| warnings.contains(&closed)) {
@@ -190,6 +210,11 @@ impl<V: Consider> Relevant<V> {
         let balancers = &service.load_balancer_ips;
         if balancers.iter().any(|balancer| balancer.ip == ip && balancer.proxied) {
             notes.push(Note::ProxiedLoadBalancer(key.clone()));
+        }
+        let health_check = service.health_check_node_port == Some(packet.port)
+            && service.external_traffic_policy == TrafficPolicy::Local;
+        if health_check && packet.protocol == Protocol::Tcp && here.owns(ip) {
+            notes.push(Note::HealthCheck(key.clone()));
         }
         let has_address = service.external_ips.contains(&ip)
             || balancers.iter().any(|balancer| balancer.ip == ip && !balancer.proxied);

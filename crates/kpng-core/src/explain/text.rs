@@ -151,7 +151,11 @@ fn topology(found: &Match, hints: Hints, f: &mut Formatter<'_>) -> fmt::Result {
     let of = |has: fn(&Considered) -> bool| ready().filter(|e| has(e)).count();
     let (nodes, zones) = (of(|e| !e.node_hints.is_empty()), of(|e| !e.zone_hints.is_empty()));
     let why = |what: &str, count: usize, usage: HintUse, place: &str| match usage {
-        HintUse::Applied => format!("only endpoints for {place} ({what})"),
+        HintUse::Applied => {
+            format!(
+                "only endpoints for {place} ({what}, by spec.trafficDistribution or service.kubernetes.io/topology-mode)"
+            )
+        }
         HintUse::Incomplete => format!(
             "{what} does not count: only {count} of {} ready endpoints have it",
             ready().count()

@@ -31,7 +31,7 @@ pub struct AskArgs {
     #[arg(long, value_name = "NAME", requires = "file")]
     pub service_proxy_name: Option<String>,
     /// Of a file: which backend is meant; see `kpng backends`
-    #[arg(long, value_name = "NAME", default_value = "nft")]
+    #[arg(long, value_name = "NAME", default_value = crate::backends::ALL[0].name)]
     pub backend: String,
     /// Of a file that is no dump: what the node is told about itself.
     #[command(flatten)]
