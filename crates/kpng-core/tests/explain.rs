@@ -137,7 +137,7 @@ fn zone_hints_that_count_and_an_endpoint_that_reaches_itself() {
            remote1 zone=b hint=b",
         "pod1 -> cluster.1:80",
         expect![[r#"
-            10.180.0.1 -> 172.30.0.1:80/TCP on node-a: forwarded to 10.180.0.1:8080, not masqueraded
+            10.180.0.1 -> 172.30.0.1:80/TCP on node-a: forwarded to 10.180.0.1:8080, masqueraded (hairpin)
 
             from        a pod (pod1): the address is in 10.0.0.0/8 (--cluster-cidrs, or spec.podCIDRs of the Node)
             frontend    172.30.0.1:80/TCP of t/web, port http (spec.clusterIPs)
@@ -566,16 +566,16 @@ fn pods_told_by_their_interfaces() {
         cluster,
         "pod1 -> cluster.1:80",
         expect![[r#"
-        10.180.0.1 -> 172.30.0.1:80/TCP on node-a: forwarded to 10.180.0.1:8080, not masqueraded
+            10.180.0.1 -> 172.30.0.1:80/TCP on node-a: forwarded to 10.180.0.1:8080, masqueraded (hairpin)
 
-        from        a pod (pod1): the address is an endpoint's on this node, so the interface is taken to be veth-pod or to begin so (--detect-local-mode); say --interface if it is another
-        frontend    172.30.0.1:80/TCP of t/web, port http (spec.clusterIPs)
-        policy      spec.internalTrafficPolicy is Cluster: all endpoints of the cluster
-        masquerade  no: a pod of the cluster to a cluster IP
-        affinity    ClientIP: a client stays with its endpoint while it may be chosen, 600 s after its last connection (spec.sessionAffinity)
-        endpoints   1 of 1 may be chosen
-          yes 10.180.0.1:8080 pod pod1, node-a (this node): the source itself, so masqueraded (hairpin)
-    "#]],
+            from        a pod (pod1): the address is an endpoint's on this node, so the interface is taken to be veth-pod or to begin so (--detect-local-mode); say --interface if it is another
+            frontend    172.30.0.1:80/TCP of t/web, port http (spec.clusterIPs)
+            policy      spec.internalTrafficPolicy is Cluster: all endpoints of the cluster
+            masquerade  no: a pod of the cluster to a cluster IP
+            affinity    ClientIP: a client stays with its endpoint while it may be chosen, 600 s after its last connection (spec.sessionAffinity)
+            endpoints   1 of 1 may be chosen
+              yes 10.180.0.1:8080 pod pod1, node-a (this node): the source itself, so masqueraded (hairpin)
+        "#]],
     );
     check(
         cluster,
@@ -667,12 +667,12 @@ fn health_checks_and_the_own_address_among_the_sources() {
         cluster,
         "client -> node:32000",
         expect![[r#"
-        203.0.113.2 -> 192.168.0.2:32000/TCP on node-a: not ours
+            203.0.113.2 -> 192.168.0.2:32000/TCP on node-a: not ours
 
-        from        outside: not an address of this node, nor in 10.0.0.0/8, fd00:180::/32 (--cluster-cidrs, or spec.podCIDRs of the Node)
-        frontend    none: kpng does nothing to the packet
-        note        it is the health check of t/web (spec.healthCheckNodePort), which kpng answers on every address of the node: 200 while a ready endpoint is on this node, else 503
-    "#]],
+            from        outside: not an address of this node, nor in 10.0.0.0/8, fd00:180::/32 (--cluster-cidrs, or spec.podCIDRs of the Node)
+            frontend    none: kpng does nothing to the packet
+            note        it is the health check of t/web (spec.healthCheckNodePort), which kpng answers where it serves node ports (--nodeport-addresses): 200 while a ready endpoint is on this node, else 503
+        "#]],
     );
     check(
         cluster,
@@ -690,4 +690,18 @@ fn health_checks_and_the_own_address_among_the_sources() {
         note        the frontend's own address may come in too, because the node's address may: the node reaches it with either
     "#]],
     );
+}
+
+#[test]
+fn a_node_port_of_another_node() {
+    let cluster = "service t/web cluster=cluster.1 port=http:80:30080
+         slice t/web http=8080
+           pod1";
+    check(cluster, "pod1 -> client:30080", expect![[r#"
+        10.180.0.1 -> 203.0.113.2:30080/TCP on node-a: not ours
+
+        from        a pod (pod1): the address is in 10.0.0.0/8 (--cluster-cidrs, or spec.podCIDRs of the Node)
+        frontend    none: kpng does nothing to the packet
+        note        the port is a node port of t/web, but the address is none of this node's
+    "#]]);
 }

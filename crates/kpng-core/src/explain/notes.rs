@@ -25,6 +25,8 @@ pub enum Note {
         /// Where node ports of this family are served.
         served_at: Vec<IpAddr>,
     },
+    /// The port is a node port, and the address none of this node's.
+    NotOnThisNode(NamespacedName),
     /// The port is a node port, and 127.0.0.1 is not served, or not to others than this node.
     NotOnLocalhost(NamespacedName),
     /// The Service has the address, but does not live in its family.
@@ -54,6 +56,7 @@ impl Note {
             Self::ClosedFamily(_) => "closed-family",
             Self::ProxiedLoadBalancer(_) => "proxied-load-balancer",
             Self::NotOnThisAddress { .. } => "not-on-this-address",
+            Self::NotOnThisNode(_) => "not-on-this-node",
             Self::NotOnLocalhost(_) => "not-on-localhost",
             Self::OtherFamily(..) => "other-family",
             Self::Served(_) => "served",
@@ -90,6 +93,10 @@ impl fmt::Display for Note {
                     }
                 }
             }
+            Self::NotOnThisNode(service) => write!(
+                f,
+                "the port is a node port of {service}, but the address is none of this node's"
+            ),
             Self::NotOnLocalhost(service) => write!(
                 f,
                 "it is a node port of {service}, but on loopback addresses node ports are served \
@@ -115,7 +122,7 @@ impl fmt::Display for Note {
             Self::HealthCheck(service) => write!(
                 f,
                 "it is the health check of {service} (spec.healthCheckNodePort), which kpng answers \
-                 on every address of the node: 200 while a ready endpoint is on this node, else 503"
+                 where it serves node ports (--nodeport-addresses): 200 while a ready endpoint is on this node, else 503"
             ),
             Self::OwnAddressPermitted => f.write_str(
                 "the frontend's own address may come in too, because the node's address may: the \
@@ -224,7 +231,9 @@ impl<V: Consider> Relevant<V> {
         let mut ports = service.ports.iter();
         let is_node_port = ports
             .any(|port| (port.node_port, port.protocol) == (Some(packet.port), packet.protocol));
-        if is_node_port && here.owns(ip) && !here.facts.serves_node_ports_at(packet) {
+        if is_node_port && !here.owns(ip) {
+            notes.push(Note::NotOnThisNode(key.clone()));
+        } else if is_node_port && !here.facts.serves_node_ports_at(packet) {
             let served_at = here.facts.node_port_addresses.iter();
             let of_family = |ip: &&IpAddr| Family::of(**ip) == family;
             notes.push(match ip {

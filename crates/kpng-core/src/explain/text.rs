@@ -49,7 +49,13 @@ impl Explanation {
             }
             Outcome::Reject => "rejected (ICMP port unreachable)".to_owned(),
             Outcome::Forward { targets, masquerade } => {
-                let masquerade = if *masquerade { "masqueraded" } else { "not masqueraded" };
+                let itself = targets.iter().any(|target| target.address == self.query.source);
+                let masquerade = match (masquerade, itself, targets.len()) {
+                    (true, ..) => "masqueraded",
+                    (false, true, 1) => "masqueraded (hairpin)",
+                    (false, true, _) => "masqueraded only to itself (hairpin)",
+                    (false, false, _) => "not masqueraded",
+                };
                 match &targets[..] {
                     [target] => {
                         let target = SocketAddr::new(target.address, target.port);

@@ -183,6 +183,9 @@ fn a_diff_tells_what_changes() {
     let diff = |arguments: &[&str]| kpng(&network.node, &[&["diff"], arguments].concat());
     let [a, b] = [&a, &b].map(|path| path.to_str().unwrap());
     assert_eq!((code(&diff(&[a, a])), text(&diff(&[a, a]))), (0, String::new()));
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples");
+    let [one, other] = ["cluster.yaml", "state.yaml"].map(|name| format!("{examples}/{name}"));
+    assert_eq!(text(&diff(&[&one, &other, "--node-name=node-a"])), "", "they say the same");
     let differs = diff(&[a, b]);
     assert_eq!(code(&differs), 1);
     expect_test::expect![[r#"
@@ -200,4 +203,24 @@ fn a_diff_tells_what_changes() {
     assert_eq!(json["frontends"][0]["after"], serde_json::Value::Null);
     let wrong = diff(&[a, "/no/such/file"]);
     assert!(code(&wrong) == 2 && text(&wrong).contains("/no/such/file"), "{}", text(&wrong));
+}
+
+/// The commands in the documentation that ask files, run as they stand there.
+#[test]
+fn the_documentation_shows_what_is_printed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let page = std::fs::read_to_string(root.join("docs/explain.md")).unwrap();
+    let mut compared = 0;
+    for block in page.split("```console\n$ kpng ").skip(1) {
+        let (block, _) = block.split_once("```").unwrap();
+        let (command, shown) = block.split_once('\n').unwrap();
+        if !command.contains("examples/") {
+            continue;
+        }
+        let mut process = Command::new(env!("CARGO_BIN_EXE_kpng"));
+        let output = process.args(command.split(' ')).current_dir(&root).output().unwrap();
+        assert_eq!(text(&output), shown, "{command}");
+        compared += 1;
+    }
+    assert!(compared >= 3, "{compared}");
 }
