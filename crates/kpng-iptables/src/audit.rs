@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use kpng_core::backend::Audit;
 use kpng_core::plan::{FrontendKey, Plan};
 
-use crate::names::program_prefix;
+use crate::names::{Table, program_prefix};
 use crate::render;
 use crate::state::{ChainKey, State, fingerprint};
 use crate::text::Found;
@@ -75,7 +75,8 @@ impl Iptables {
         let program = format!("{}tables", program_prefix(family));
         let mut lines = Vec::new();
         for (id, _, entry) in &wanted.entries {
-            lines.push(format!("{program} -t {}: {}", id.table.name(), entry.target));
+            let who = if id.table == Table::Filter { ", what nat did not forward" } else { "" };
+            lines.push(format!("{program} -t {}{who}: {}", id.table.name(), entry.target));
         }
         for chain in &wanted.chains {
             let state = match found.chains.get(&(chain.table, chain.name.clone())) {

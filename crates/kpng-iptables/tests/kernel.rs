@@ -121,6 +121,8 @@ fn conforms(variant: Variant) {
         let planner = plan(case);
         node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
         conformance.check(case, &network);
+        let audit = node.audit(planner.plan()).unwrap();
+        assert!(audit.is_equal(), "{}: {audit:?}", case.name);
         before = planner.plan().clone();
     }
     let wrong = conformance.finish();

@@ -29,7 +29,7 @@ impl Nft {
     pub(crate) fn compare(&mut self, plan: &Plan) -> Result<Audit, Error> {
         let mut audit = Audit::default();
         for family in Family::ALL {
-            let (held, strangers) = match self.find(family)? {
+            let (held, strangers) = match self.find(family, &Set::ALL)? {
                 Found::Nothing => Default::default(),
                 Found::Ours { unclaimed, strangers } => (unclaimed, strangers),
                 Found::OtherShape => {
@@ -58,7 +58,9 @@ impl Nft {
     ) -> Result<Vec<String>, Error> {
         let Some((key, service, frontend)) = plan.owner(frontend) else { return Ok(Vec::new()) };
         let family = frontend.at.family();
-        let held = match self.find(family)? {
+        let place_sets = sets_of(Place::of(frontend.at));
+        let sets: Vec<_> = place_sets.iter().copied().chain([Set::Routes]).collect();
+        let held = match self.find(family, &sets)? {
             Found::Ours { unclaimed, .. } => unclaimed,
             Found::Nothing => return Ok(vec![format!("{} is not there", table(family))]),
             Found::OtherShape => {
@@ -74,10 +76,9 @@ impl Nft {
         let class = objects.class_of(&frontend_key).cloned();
 
         let mut lines = Vec::new();
-        let sets = sets_of(Place::of(frontend.at));
         let wanted = objects.take_elements(state.numbers()).into_iter();
         let of_frontend = wanted.filter(|(set, element)| {
-            sets.contains(set) && element.key.as_slice().starts_with(frontend_key.as_slice())
+            place_sets.contains(set) && element.key.as_slice().starts_with(frontend_key.as_slice())
         });
         let route = class
             .iter()
@@ -97,7 +98,7 @@ impl Nft {
         Ok(lines)
     }
 
-    fn find(&mut self, family: Family) -> Result<Found, Error> {
+    fn find(&mut self, family: Family, sets: &[Set]) -> Result<Found, Error> {
         let Some(found) = self.nft.read_table(&names::table(family))? else {
             return Ok(Found::Nothing);
         };
@@ -105,7 +106,7 @@ impl Nft {
             return Ok(Found::OtherShape);
         }
         let strangers = strangers(&found);
-        Ok(Found::Ours { unclaimed: self.read_unclaimed(family, found)?, strangers })
+        Ok(Found::Ours { unclaimed: self.read_unclaimed(family, found, sets)?, strangers })
     }
 
     /// The state of a start that found `held`, with the constant part claimed.

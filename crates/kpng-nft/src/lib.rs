@@ -196,12 +196,17 @@ impl Nft {
         if self.monitor.is_none() {
             self.monitor = Some(Monitor::open(&self.nft, [names::TABLE.to_owned()])?);
         }
-        let unclaimed = self.read_unclaimed(family, found)?;
+        let unclaimed = self.read_unclaimed(family, found, &Set::ALL)?;
         Ok(TableState::new(family, mark, unclaimed))
     }
 
-    /// Everything in a table that has our shape.
-    fn read_unclaimed(&mut self, family: Family, found: FoundTable) -> Result<Unclaimed, Error> {
+    /// What is in a table that has our shape: its chains, and the elements of these sets.
+    fn read_unclaimed(
+        &mut self,
+        family: Family,
+        found: FoundTable,
+        sets: &[Set],
+    ) -> Result<Unclaimed, Error> {
         let table = names::table(family);
         let mut unclaimed = Unclaimed::default();
         for (name, chain) in found.chains {
@@ -209,9 +214,10 @@ impl Nft {
             let fingerprints = chain.rules.iter().map(|rule| rule.fingerprint.unwrap_or(0));
             unclaimed.chains.insert(name, fingerprints.collect());
         }
-        for set in Set::ALL.into_iter().filter(|set| *set != Set::Affinity) {
+        // Who sticks to what is not ours to know.
+        for set in sets.iter().filter(|set| **set != Set::Affinity) {
             for element in self.nft.elements(&table, &set.def())? {
-                unclaimed.elements.insert((set, element.key), element);
+                unclaimed.elements.insert((*set, element.key), element);
             }
         }
         Ok(unclaimed)

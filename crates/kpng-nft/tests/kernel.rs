@@ -54,6 +54,10 @@ fn packets_go_where_the_plan_says() {
         let planner = plan(case);
         node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
         wrong.extend(check_packets(case, &network));
+        let audit = node.audit(planner.plan()).unwrap();
+        if !audit.is_equal() {
+            wrong.push(format!("{}: {audit:?}", case.name));
+        }
         before = planner.plan().clone();
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

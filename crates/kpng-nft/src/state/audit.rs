@@ -60,15 +60,18 @@ impl TableState {
     /// on their way out.
     fn audit_unclaimed(&self, audit: &mut Audit) {
         let Unclaimed { elements, chains } = &self.unclaimed;
+        let comes_and_goes =
+            |name: &str| COMING_AND_GOING.iter().any(|prefix| name.starts_with(prefix));
         // An empty one does nothing: it was emptied, and is deleted with the next change.
         let is_ours = |name: &str, fingerprints: &[u64]| {
-            let is_named_so = COMING_AND_GOING.iter().any(|prefix| name.starts_with(prefix));
-            fingerprints.is_empty() || is_named_so && !fingerprints.contains(&0)
+            fingerprints.is_empty() || comes_and_goes(name) && !fingerprints.contains(&0)
         };
+        // Also to one in use: a class can be a part of another.
         let leads_to_ours = |element: &Element| match &element.value {
-            Value::Verdict(Verdict::Goto(chain)) => {
-                chains.get(chain).is_some_and(|fingerprints| is_ours(chain, fingerprints))
-            }
+            Value::Verdict(Verdict::Goto(chain)) => match chains.get(chain) {
+                Some(fingerprints) => is_ours(chain, fingerprints),
+                None => comes_and_goes(chain) && self.chains.contains_key(chain),
+            },
             _ => false,
         };
         let elements: BTreeMap<_, _> = elements.iter().collect();
