@@ -697,11 +697,15 @@ fn a_node_port_of_another_node() {
     let cluster = "service t/web cluster=cluster.1 port=http:80:30080
          slice t/web http=8080
            pod1";
-    check(cluster, "pod1 -> client:30080", expect![[r#"
+    check(
+        cluster,
+        "pod1 -> client:30080",
+        expect![[r#"
         10.180.0.1 -> 203.0.113.2:30080/TCP on node-a: not ours
 
         from        a pod (pod1): the address is in 10.0.0.0/8 (--cluster-cidrs, or spec.podCIDRs of the Node)
         frontend    none: kpng does nothing to the packet
         note        the port is a node port of t/web, but the address is none of this node's
-    "#]]);
+    "#]],
+    );
 }

@@ -32,6 +32,7 @@ use kpng_api::server::{UnixSocket, listen_unix};
 use kpng_core::explain::Here;
 use kpng_core::plan::NodeFacts;
 use kpng_core::store::Store;
+use kpng_linux::memory::give_back;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::debug;
@@ -223,7 +224,11 @@ impl Stream {
     fn respond(reply: Reply) -> Response<Self> {
         let (sender, receiver) = mpsc::channel(2);
         let pieces = reply.pieces;
-        drop(tokio::task::spawn_blocking(move || send(pieces, &sender)));
+        drop(tokio::task::spawn_blocking(move || {
+            send(pieces, &sender);
+            // A plan of everything, and all that the kernel holds, may have been in memory.
+            give_back();
+        }));
         let mut response = Response::new(Self(receiver));
         *response.status_mut() = reply.status;
         let content_type = HeaderValue::from_static(reply.content_type);

@@ -117,6 +117,8 @@ impl Question {
         let Destination { address, port, protocol } = *destination;
         let source = match source {
             PacketSource::Address(address) => *address,
+            // What the node sends to itself there comes from there.
+            PacketSource::Node if address.is_loopback() => address,
             PacketSource::Node => {
                 let family = Family::of(address);
                 let facts = &here.facts;
