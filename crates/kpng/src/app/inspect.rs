@@ -57,6 +57,9 @@ pub(super) fn diff(args: &DiffArgs) -> anyhow::Result<ExitCode> {
     let read = |path: &Path| {
         let state = read(path, args.service_proxy_name.as_deref())?;
         let choice = (backends::ALL[0].default)().into();
+        if state.here.is_none() && args.node.node_name.is_none() {
+            return Ok(nowhere(state, choice));
+        }
         subject(state, &args.node, choice)
     };
     let difference = diff::diff(&read(&args.before)?, &read(&args.after)?)?;
@@ -116,6 +119,13 @@ fn subject(mut state: State, args: &NodeArgs, choice: Arc<dyn Choice>) -> anyhow
     Ok(Subject { store, here, choice })
 }
 
+/// The cluster as such, seen from no node.
+fn nowhere(state: State, choice: Arc<dyn Choice>) -> Subject {
+    let (mut writer, store) = Store::new();
+    writer.apply(state.into_batch());
+    Subject { store, here: Here::default(), choice }
+}
+
 /// A dump says itself how its node was.
 fn dumped(here: Here, args: &NodeArgs) -> anyhow::Result<Here> {
     match &args.node_name {
@@ -140,6 +150,10 @@ fn told(state: &State, args: &NodeArgs) -> anyhow::Result<Here> {
         None => node::name(args.node_name.as_deref())?,
     };
     let object = state.nodes.get(&name).map(|node| &**node);
+    if object.is_none() && !state.nodes.is_empty() {
+        let names: Vec<_> = state.nodes.keys().map(|name| &**name).collect();
+        bail!("the file has no Node {name:?}: say --node-name; it has {}", names.join(", "));
+    }
     let internal_ips = object.map(|node| &node.internal_ips[..]).unwrap_or_default();
     let here = Interfaces::read()?;
     let is_here = here.addresses.iter().any(|own| internal_ips.contains(&own.address));

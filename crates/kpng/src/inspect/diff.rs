@@ -8,6 +8,7 @@ use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context;
+use kpng_core::explain::Here;
 use kpng_core::local::{Considered, Excluded, Place};
 use kpng_core::model::{Family, NamespacedName, Service, ServicePort, TrafficPolicy};
 use kpng_core::plan::{Action, Frontend, FrontendKey, FrontendKind, Policy, policies};
@@ -142,13 +143,13 @@ impl Sentences {
             let policies: BTreeMap<_, _> = policies(&local, &here.facts).into_iter().collect();
             for frontend in &planned.frontends {
                 let policy = policies[&frontend.key()];
-                let text = frontend_text(key, service, frontend, &policy);
+                let text = frontend_text(key, service, frontend, &policy, !here.node.is_empty());
                 sentences.frontends.insert(frontend.key(), text);
             }
             for (index, port) in service.ports.iter().enumerate() {
                 for family in Family::ALL {
                     let considered = state.consider(index, family, &place);
-                    sentences.add_endpoints(key, port, &considered.endpoints);
+                    sentences.add_endpoints(key, port, considered.endpoints, here);
                 }
             }
         }
@@ -159,18 +160,22 @@ impl Sentences {
         &mut self,
         service: &NamespacedName,
         port: &ServicePort,
-        endpoints: &[Considered],
+        endpoints: Vec<Considered>,
+        here: &Here,
     ) {
         // Of several entries with one address and port only one counts.
-        let counts = |e: &&Considered| e.not_in_cluster != Some(Excluded::Duplicate);
-        for endpoint in endpoints.iter().filter(counts) {
+        let counts = |e: &Considered| e.not_in_cluster != Some(Excluded::Duplicate);
+        for mut endpoint in endpoints.into_iter().filter(counts) {
+            if here.node.is_empty() {
+                endpoint.not_in_local = endpoint.not_in_cluster;
+            }
             let key = EndpointKey {
                 service: service.clone(),
                 service_port: format!("{}/{}", port.port, port.protocol),
                 address: endpoint.address,
                 port: endpoint.port,
             };
-            self.endpoints.insert(key, endpoint_text(endpoint));
+            self.endpoints.insert(key, endpoint_text(&endpoint));
         }
     }
 }
@@ -180,6 +185,7 @@ fn frontend_text(
     service: &Service,
     frontend: &Frontend,
     policy: &Policy,
+    from_node: bool,
 ) -> String {
     let port = &service.ports[usize::from(frontend.service_port)];
     let name = if port.name.is_empty() { "" } else { " port " };
@@ -199,6 +205,8 @@ fn frontend_text(
                 format!("{} list masqueraded", treatment.list.name())
             }
             Action::Forward { .. } => format!("{} list", treatment.list.name()),
+            // Which endpoints are local is a question of the node.
+            Action::Drop if !from_node => format!("{} list", treatment.list.name()),
             Action::Reject => "reject".to_owned(),
             Action::Drop => "drop".to_owned(),
         })
@@ -233,5 +241,10 @@ fn endpoint_text(endpoint: &Considered) -> String {
     let pod = endpoint.pod.iter().map(|pod| format!(", pod {pod}"));
     let node = endpoint.node.iter().map(|node| format!(", {node}"));
     text.extend(pod.chain(node));
+    for (kind, names) in [("nodes", &endpoint.node_hints), ("zones", &endpoint.zone_hints)] {
+        if !names.is_empty() {
+            text += &format!(", for {kind} {}", names.join("+"));
+        }
+    }
     text
 }

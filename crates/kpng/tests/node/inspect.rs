@@ -201,6 +201,16 @@ fn a_diff_tells_what_changes() {
     "#]].assert_eq(&text(&differs));
     let json: serde_json::Value = serde_json::from_slice(&diff(&[a, b, "-ojson"]).stdout).unwrap();
     assert_eq!(json["frontends"][0]["after"], serde_json::Value::Null);
+    // With the eyes of a node that the file has, policy Local and hints count.
+    let local = |text: &str| text.replace("spec:\n", "spec:\n  externalTrafficPolicy: Local\n");
+    write(Path::new(a), &local(&state(&["10.180.0.1"])));
+    write(Path::new(b), &local(&state(&["10.180.0.1"])).replace("nodeName: node-a", "nodeName: x"));
+    let from_node = text(&diff(&[a, b, "--node-name=node-a"]));
+    assert!(from_node.contains("~ IPv4 node port 30080/TCP"), "{from_node}");
+    let from_nowhere = text(&diff(&[a, b]));
+    assert!(!from_nowhere.contains("node port") && from_nowhere.contains("is  may be chosen, x"));
+    let unknown = diff(&[a, b, "--node-name=y"]);
+    assert!(code(&unknown) == 2 && text(&unknown).contains("it has node-a"), "{}", text(&unknown));
     let wrong = diff(&[a, "/no/such/file"]);
     assert!(code(&wrong) == 2 && text(&wrong).contains("/no/such/file"), "{}", text(&wrong));
 }
