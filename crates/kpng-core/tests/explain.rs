@@ -6,8 +6,10 @@ use std::collections::BTreeSet;
 
 use expect_test::{Expect, expect};
 use kpng_core::explain::{Explanation, Finding, Here, Outcome, Query, explain};
-use kpng_core::model::{Family, Protocol};
+use kpng_core::local::{Consider, LocalService, Place, localize};
+use kpng_core::model::{Family, Node, Protocol};
 use kpng_core::plan::{Packet, Plan, Target, Verdict};
+use kpng_core::store::{LocalBatch, Store};
 use kpng_testkit::cases::{CASES, Case};
 use kpng_testkit::conformance::{each_packet, plan, plan_of};
 use kpng_testkit::fixture::{Fixture, NODE, address, fixture};
@@ -76,14 +78,35 @@ fn assert_agrees(plan: &Plan, packet: &Packet<'_>, explanation: &Explanation, wh
 }
 
 fn check_case(case: &Case) {
-    let planner = plan(case);
     let fixture = fixture(case.cluster);
     let here = here(&fixture);
+    check_store(case, &fixture.store, &here);
+    check_store(case, &worked_out(&fixture.store), &here);
+}
+
+/// The same state as a server gives it to one node.
+fn worked_out(store: &Store) -> Store<LocalService> {
+    let snapshot = store.snapshot().unwrap();
+    let node = snapshot.nodes.get(NODE).unwrap();
+    let place = Place::of(&NODE.into(), Some(node));
+    let (mut writer, local) = Store::local();
+    let mut batch = LocalBatch::new();
+    batch.set_node(NODE, Node::clone(node));
+    for (key, state) in &snapshot.services {
+        batch.set_service(localize(key, state, &place).unwrap());
+    }
+    batch.mark_synced();
+    writer.apply(batch);
+    local
+}
+
+fn check_store<V: Consider>(case: &Case, store: &Store<V>, here: &Here) {
+    let planner = plan(case);
     each_packet(case, |text, packet| {
         let Packet { source, interface, destination, protocol, port, .. } = *packet;
         let interface = interface.map(Into::into);
         let query = Query { source, interface, destination, protocol, port };
-        let explanation = explain(&fixture.store, &here, &query).unwrap();
+        let explanation = explain(store, here, &query).unwrap();
         assert_agrees(planner.plan(), packet, &explanation, &format!("{}: {text}", case.name));
     });
 }
@@ -95,7 +118,7 @@ fn every_case_is_explained_as_it_is_decided() {
 
 #[test]
 fn an_incomplete_store_is_not_explained() {
-    let (_writer, store) = kpng_core::Store::new();
+    let (_writer, store) = Store::new();
     let source = address("pod1", Family::V4);
     let query =
         Query { source, interface: None, destination: source, protocol: Protocol::Tcp, port: 80 };
