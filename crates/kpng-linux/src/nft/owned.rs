@@ -41,6 +41,8 @@ pub struct Change {
     pub remove: Vec<(&'static str, Element)>,
     /// Elements that one owner more wants, as seen after `remove`.
     pub add: Vec<(&'static str, Element)>,
+    /// Chains that nothing leads to any more.
+    pub remove_chains: Vec<String>,
 }
 
 /// A table that belongs to its user wholly: whatever else is in it is removed.
@@ -132,21 +134,13 @@ impl OwnedTable {
         }
         self.flush(&mut pending, &mut batch);
         self.write_rules(&mut written, &wanted.chains, &mut batch);
-        for name in found.chains.keys() {
-            batch.flush_chain(&self.table, name);
-        }
-        self.nft.commit(batch)?;
-        // Before Linux 6.2 a chain cannot go in the transaction that removes the last jump to it.
-        let mut batch = Batch::new();
-        for name in found.chains.keys() {
-            batch.delete_chain(&self.table, name);
-        }
-        self.nft.commit(batch)?;
+        let unwanted: Vec<_> = found.chains.into_keys().collect();
+        self.commit_without(&unwanted, batch)?;
         self.written = Some(written);
         self.watch()
     }
 
-    /// Writes a difference, in one transaction.
+    /// Writes a difference, in one transaction; chains go in a second.
     ///
     /// # Errors
     /// [`Error::Unknown`] when the last write failed or there was none: then [`Self::replace`] is
@@ -179,7 +173,12 @@ impl OwnedTable {
         self.add_chains(&mut written, &change.chains, &mut batch);
         self.flush(&mut pending, &mut batch);
         self.write_rules(&mut written, &change.chains, &mut batch);
-        self.nft.commit(batch)?;
+        let known = |name: &&String| written.chains.contains_key(*name);
+        let unwanted: Vec<_> = change.remove_chains.iter().filter(known).cloned().collect();
+        for name in &unwanted {
+            written.chains.remove(name);
+        }
+        self.commit_without(&unwanted, batch)?;
         self.written = Some(written);
         self.watch()
     }
@@ -278,6 +277,16 @@ impl OwnedTable {
             batch.add_chain(&self.table, chain);
         }
         self.write_rules(written, &new, batch);
+    }
+
+    /// Commits, and deletes these chains. Before Linux 6.2 a chain cannot go in the transaction that
+    /// removes the last jump to it, so there are two.
+    fn commit_without(&mut self, chains: &[String], mut batch: Batch) -> Result<()> {
+        chains.iter().for_each(|name| batch.flush_chain(&self.table, name));
+        self.nft.commit(batch)?;
+        let mut batch = Batch::new();
+        chains.iter().for_each(|name| batch.delete_chain(&self.table, name));
+        self.nft.commit(batch)
     }
 
     fn write_rules(&self, written: &mut Written, chains: &[(Chain, Vec<Rule>)], batch: &mut Batch) {

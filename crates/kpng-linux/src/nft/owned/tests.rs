@@ -142,6 +142,7 @@ fn a_change_moves_what_has_another_owner_or_value() {
             chains: vec![chain("accept", &[Statement::Verdict(Verdict::Accept)])],
             remove: vec![route(1, "refuse"), ip(2)],
             add: vec![route(1, "accept"), ip(2), ip(3)],
+            ..Change::default()
         };
         owned.change(&change).unwrap();
         wanted.chains.extend(change.chains);
@@ -154,6 +155,16 @@ fn a_change_moves_what_has_another_owner_or_value() {
         owned.change(&change).unwrap();
         wanted.chains.pop();
         wanted.chains.push(rules);
+        check(&mut owned, &wanted);
+
+        let change = Change {
+            remove: vec![route(1, "accept")],
+            remove_chains: vec!["accept".to_owned(), "never there".to_owned()],
+            ..Change::default()
+        };
+        owned.change(&change).unwrap();
+        wanted.chains.pop();
+        wanted.elements.retain(|element| *element != route(1, "accept"));
         check(&mut owned, &wanted);
         owned.replace(&content()).unwrap();
         check(&mut owned, &content());
