@@ -194,7 +194,7 @@ impl Nft {
         }
         // Whoever changes the table from now on is noticed.
         if self.monitor.is_none() {
-            self.monitor = Some(Monitor::open(&self.nft, [names::TABLE.to_owned()])?);
+            self.monitor = Some(Monitor::open(&self.nft, Family::ALL.map(names::table))?);
         }
         let unclaimed = self.read_unclaimed(family, found, &Set::ALL)?;
         Ok(TableState::new(family, mark, unclaimed))
@@ -236,7 +236,7 @@ impl Nft {
     fn watch(&mut self) -> Result<(), Error> {
         self.read_monitor()?;
         if self.monitor.is_none() {
-            self.monitor = Some(Monitor::open(&self.nft, [names::TABLE.to_owned()])?);
+            self.monitor = Some(Monitor::open(&self.nft, Family::ALL.map(names::table))?);
             for family in Family::ALL {
                 let table = names::table(family);
                 if !self.nft.tables(table.family)?.contains(&table.name) {

@@ -1,15 +1,13 @@
 //! Notices when somebody else changes a table.
 
-use std::collections::HashSet;
-
-use super::{Nftables, SUBSYSTEM};
+use super::{Nftables, SUBSYSTEM, Table};
 use crate::error::{Error, Result};
 use crate::netlink::{Protocol, RECEIVE_BUFFER, Socket, attrs};
 
 /// `NFNLGRP_NFTABLES` as a bit of the group mask.
 const GROUP: u32 = 1 << 6;
 
-/// Watches the kernel's notifications for changes of named tables by others.
+/// Watches the kernel's notifications for changes of tables by others.
 ///
 /// The kernel reports every element that anybody adds while such a socket is open, which costs the
 /// one who adds: it is best opened after a large change of one's own.
@@ -18,15 +16,15 @@ pub struct Monitor {
     socket: Socket,
     buffer: Vec<u8>,
     own_port: u32,
-    tables: HashSet<String>,
+    tables: Vec<Table>,
 }
 
 impl Monitor {
-    /// Watches the tables with these names, in any family; changes made through `own` do not count.
+    /// Watches these tables; changes made through `own` do not count.
     ///
     /// # Errors
     /// [`Error::Kernel`] when the kernel refuses the subscription.
-    pub fn open(own: &Nftables, tables: impl IntoIterator<Item = String>) -> Result<Self> {
+    pub fn open(own: &Nftables, tables: impl IntoIterator<Item = Table>) -> Result<Self> {
         let socket = Socket::open(Protocol::Netfilter, GROUP)?;
         let tables = tables.into_iter().collect();
         let own_port = own.socket.port()?;
@@ -53,7 +51,7 @@ impl Monitor {
     }
 }
 
-fn is_disturbance(mut datagram: &[u8], own_port: u32, tables: &HashSet<String>) -> bool {
+fn is_disturbance(mut datagram: &[u8], own_port: u32, tables: &[Table]) -> bool {
     while let Some((header, rest)) = datagram.split_at_checked(16) {
         let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("4 bytes"));
         let length = word(0) as usize;
@@ -62,7 +60,11 @@ fn is_disturbance(mut datagram: &[u8], own_port: u32, tables: &HashSet<String>) 
         // Attribute 1 is the table's name in every message of the subsystem but that of a new
         // generation, where it is 4 bytes of number.
         let table = attrs(payload.get(4..).unwrap_or_default()).find(|attr| attr.kind == 1);
-        let ours = table.and_then(|attr| attr.str()).is_some_and(|name| tables.contains(name));
+        let name = table.and_then(|attr| attr.str());
+        let is_it = |table: &Table| {
+            name == Some(&table.name) && payload.first() == Some(&table.family.number())
+        };
+        let ours = tables.iter().any(is_it);
         if kind >> 8 == SUBSYSTEM && by != own_port && ours {
             return true;
         }

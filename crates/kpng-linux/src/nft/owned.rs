@@ -238,7 +238,7 @@ impl OwnedTable {
         };
         // Whoever changes the table from now on is noticed.
         if self.monitor.is_none() {
-            self.monitor = Some(Monitor::open(&self.nft, [self.table.name.clone()])?);
+            self.monitor = Some(Monitor::open(&self.nft, [self.table.clone()])?);
         }
         let mut found = Found::default();
         for (name, chain) in &fitting.chains {
@@ -331,7 +331,7 @@ impl OwnedTable {
     fn watch(&mut self) -> Result<()> {
         self.read_monitor()?;
         if self.monitor.is_none() {
-            self.monitor = Some(Monitor::open(&self.nft, [self.table.name.clone()])?);
+            self.monitor = Some(Monitor::open(&self.nft, [self.table.clone()])?);
             if !self.nft.tables(self.table.family)?.contains(&self.table.name) {
                 self.written = None; // deleted before we listened
             }

@@ -528,13 +528,14 @@ fn a_refused_batch_changes_nothing_and_names_the_object() {
 fn the_monitor_tells_others_changes_from_our_own() {
     in_namespace(|mut nft| {
         let (ours, other) = (ruleset(TableFamily::Ip, "t"), ruleset(TableFamily::Ip, "other"));
-        let mut monitor = Monitor::open(&nft, ["t".to_owned()]).unwrap();
+        let mut monitor = Monitor::open(&nft, [ours.table.clone()]).unwrap();
         assert!(!monitor.disturbed().unwrap());
         nft.commit(write(&ours)).unwrap();
         assert!(!monitor.disturbed().unwrap(), "our own change");
         let mut somebody = Nftables::open().unwrap();
         somebody.commit(write(&other)).unwrap();
-        assert!(!monitor.disturbed().unwrap(), "another table");
+        somebody.commit(write(&ruleset(TableFamily::Ip6, "t"))).unwrap();
+        assert!(!monitor.disturbed().unwrap(), "other tables");
         let mut batch = Batch::new();
         batch.flush_chain(&ours.table, "c");
         somebody.commit(batch).unwrap();

@@ -99,7 +99,7 @@ fn check(owned: &mut OwnedTable, wanted: &Content) {
 
 /// Whether somebody who listens hears of changes while `write` runs.
 fn is_heard(write: impl FnOnce()) -> bool {
-    let mut monitor = Monitor::open(&Nftables::open().unwrap(), [table().name]).unwrap();
+    let mut monitor = Monitor::open(&Nftables::open().unwrap(), [table()]).unwrap();
     write();
     monitor.disturbed().unwrap()
 }
