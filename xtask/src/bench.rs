@@ -3,6 +3,7 @@
 //! Each size is measured by a process of its own, so that memory figures are honest. Figures are
 //! compared with targets, and with the smallest size of the same run.
 
+mod backends;
 mod cluster;
 mod core;
 mod fanout;
@@ -10,6 +11,7 @@ mod kube;
 mod nft;
 mod process;
 mod table;
+mod traffic;
 
 use std::process::Command;
 use std::str::FromStr;
@@ -31,6 +33,11 @@ pub(crate) enum Subject {
     Kube,
     /// The gRPC server, with many watchers.
     Fanout,
+    /// All backends: control plane and packets.
+    Backends,
+    /// The packets of one backend.
+    #[value(hide = true)]
+    Traffic,
 }
 
 /// Arguments of `cargo xtask bench`.
@@ -43,6 +50,11 @@ pub(crate) struct Arguments {
     sizes: Option<Vec<Size>>,
     #[command(flatten)]
     load: fanout::Load,
+    #[command(flatten)]
+    which: backends::Which,
+    /// Print JSON instead of tables (backends).
+    #[arg(long)]
+    json: bool,
     /// Measure little and fast, to see whether it works.
     #[arg(long)]
     quick: bool,
@@ -56,6 +68,8 @@ pub(crate) struct MeasureArguments {
     changes: usize,
     #[command(flatten)]
     load: fanout::Load,
+    #[command(flatten)]
+    which: backends::Which,
 }
 
 /// The size of a cluster.
@@ -110,6 +124,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         return kube::run(&sizes);
     }
     let changes = if arguments.quick { 20 } else { 300 };
+    if matches!(arguments.subject, Subject::Backends | Subject::Traffic) {
+        return all_backends(arguments, &sizes, changes);
+    }
     let targets = match arguments.subject {
         Subject::Nft => nft::TARGETS,
         Subject::Fanout => fanout::TARGETS,
@@ -117,19 +134,62 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut table = Table::new(targets);
     for size in sizes {
-        table.add(size, in_own_process(arguments.subject, size, changes, arguments.load)?);
+        table.add(
+            size,
+            in_own_process(arguments.subject, size, changes, arguments.load.arguments().into())?,
+        );
     }
     process::print(&table.to_string());
     Ok(())
 }
 
+/// Measures the backends that this kernel can run, each at all sizes and with packets.
+fn all_backends(arguments: &Arguments, sizes: &[Size], changes: usize) -> Result<()> {
+    let mut all = Vec::new();
+    for row in arguments.which.rows()? {
+        if let Err(error) = (row.default)().open() {
+            process::print(&format!("to-{} cannot be measured here: {error:#}\n", row.name));
+            continue;
+        }
+        let which = vec![format!("--backend={}", row.name)];
+        let mut json = serde_json::json!({ "backend": row.name });
+        if arguments.subject == Subject::Backends {
+            let mut table = Table::new(backends::targets(row.name));
+            for size in sizes {
+                let figures = in_own_process(Subject::Backends, *size, changes, which.clone())?;
+                json["sizes"][size.to_string()] = figures.json();
+                table.add(size, figures);
+            }
+            print_table(arguments, &format!("to-{}\n{table}", row.name));
+        }
+        let figures = in_own_process(Subject::Traffic, sizes[0], changes, which)?;
+        json["packets"] = figures.json();
+        let mut table = Table::new(traffic::targets(row.name));
+        table.add("pod to pod", figures);
+        print_table(arguments, &format!("to-{}\n{table}", row.name));
+        all.push(json);
+    }
+    if arguments.json {
+        process::print(&format!("{:#}", serde_json::Value::from(all)));
+    }
+    Ok(())
+}
+
+fn print_table(arguments: &Arguments, text: &str) {
+    if !arguments.json {
+        process::print(text);
+    }
+}
+
 /// Measures one size and prints the figures for the process that asked.
 pub(crate) fn measure(arguments: &MeasureArguments) -> Result<()> {
-    let MeasureArguments { subject, size, changes, load } = *arguments;
+    let MeasureArguments { subject, size, changes, load, ref which } = *arguments;
     let figures = match subject {
         Subject::Core => core::measure(size, changes)?,
         Subject::Nft => nft::measure(size, changes)?,
         Subject::Fanout => fanout::measure(size, load)?,
+        Subject::Backends => backends::measure(which, size, changes)?,
+        Subject::Traffic => traffic::measure(which, changes < 100)?,
         Subject::Kube => bail!("kube measures all sizes in one process"),
     };
     process::print(&figures.to_string());
@@ -141,13 +201,13 @@ fn in_own_process(
     subject: Subject,
     size: Size,
     changes: usize,
-    load: fanout::Load,
+    more: Vec<String>,
 ) -> Result<Figures> {
     let program = std::env::current_exe().context("find this program")?;
     let subject = subject.to_possible_value().context("no subject is hidden")?;
     let output = Command::new(program)
         .args(["measure", subject.get_name(), &size.to_string(), &changes.to_string()])
-        .args(load.arguments())
+        .args(more)
         .stderr(std::process::Stdio::inherit())
         .output()
         .context("start a process that measures")?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use rustix::param::clock_ticks_per_second;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::table::Figures;
@@ -23,6 +24,26 @@ pub(crate) fn cost<T>(work: impl FnOnce() -> Result<T>) -> Result<(Cost, T)> {
     let (wall, cpu) = (Instant::now(), cpu_time()?);
     let result = work()?;
     Ok((Cost { wall: wall.elapsed(), cpu: cpu_time()?.saturating_sub(cpu) }, result))
+}
+
+/// Measures what `work` costs all threads of this process, and the programs that it starts.
+pub(crate) fn process_cost<T>(work: impl FnOnce() -> Result<T>) -> Result<(Cost, T)> {
+    let (wall, cpu) = (Instant::now(), process_cpu_time()?);
+    let result = work()?;
+    Ok((Cost { wall: wall.elapsed(), cpu: process_cpu_time()?.saturating_sub(cpu) }, result))
+}
+
+fn process_cpu_time() -> Result<Duration> {
+    let own = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime));
+    let own = own.context("read the process's clock")?;
+    // proc(5): cutime and cstime, of children that were waited for, in ticks.
+    let stat = fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
+    let (_, fields) = stat.rsplit_once(')').context("a process has a name")?;
+    let mut fields = fields.split_whitespace().skip(13);
+    let mut ticks = || fields.next().and_then(|field| field.parse::<u64>().ok());
+    let ticks = ticks().zip(ticks()).map(|(user, system)| user + system);
+    let ticks = ticks.context("a process has the times of its children")?;
+    Ok(own + Duration::from_secs(ticks) / u32::try_from(clock_ticks_per_second())?)
 }
 
 fn cpu_time() -> Result<Duration> {

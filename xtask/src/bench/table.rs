@@ -5,8 +5,6 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result};
 
-use super::Size;
-
 /// What was measured: names and values, in the order in which they are shown.
 #[derive(Debug, Default)]
 pub(crate) struct Figures(Vec<(String, f64)>);
@@ -15,6 +13,12 @@ impl Figures {
     /// Adds a figure. The name says the unit.
     pub(crate) fn push(&mut self, name: impl Into<String>, value: f64) {
         self.0.push((name.into(), value));
+    }
+
+    /// One JSON object.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let figure = |(name, value): &(String, f64)| (name.clone(), serde_json::json!(value));
+        self.0.iter().map(figure).collect()
     }
 
     fn get(&self, name: &str) -> Option<f64> {
@@ -61,10 +65,10 @@ pub(crate) enum Limit {
     TimesFirst(f64),
 }
 
-/// One column for each size, one row for each figure.
+/// One column for each size or other thing that was measured, one row for each figure.
 pub(crate) struct Table {
     targets: &'static [Target],
-    columns: Vec<(Size, Figures)>,
+    columns: Vec<(String, Figures)>,
 }
 
 impl Table {
@@ -74,8 +78,8 @@ impl Table {
     }
 
     /// Adds the figures of a size.
-    pub(crate) fn add(&mut self, size: Size, figures: Figures) {
-        self.columns.push((size, figures));
+    pub(crate) fn add(&mut self, size: impl ToString, figures: Figures) {
+        self.columns.push((size.to_string(), figures));
     }
 
     /// A figure with its ratio to the first size's, its targets, and whether they are missed.
@@ -88,7 +92,7 @@ impl Table {
             text += &format!(" {:.2}x", value / first);
         }
         for target in self.targets.iter().filter(|target| target.figure == name) {
-            if !target.size.is_empty() && target.size != size.to_string() {
+            if !target.size.is_empty() && target.size != size {
                 continue;
             }
             let met = match (target.limit, first) {
@@ -114,7 +118,7 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:36}", "")?;
         for (size, _) in &self.columns {
-            write!(f, " {:>28}", size.to_string())?;
+            write!(f, " {:>28}", size)?;
         }
         writeln!(f)?;
         let Some((_, first)) = self.columns.first() else { return Ok(()) };
