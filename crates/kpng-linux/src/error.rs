@@ -54,6 +54,16 @@ pub enum Error {
         what: String,
     },
 
+    /// The kernel has no generic netlink family with this name.
+    #[error(
+        "this kernel has no {name} (generic netlink family): load its module, or use a kernel that is \
+         built with it"
+    )]
+    NoFamily {
+        /// The name.
+        name: &'static str,
+    },
+
     /// The kernel did not answer in time.
     #[error("cannot {what}: the kernel gave no answer")]
     NoAnswer {

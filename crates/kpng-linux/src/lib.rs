@@ -5,6 +5,8 @@
 
 pub mod conntrack;
 pub mod error;
+mod genetlink;
+pub mod ipvs;
 pub mod memory;
 pub mod namespace;
 pub mod netlink;

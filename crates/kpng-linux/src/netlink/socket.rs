@@ -108,6 +108,32 @@ impl Socket {
         self.exchange(what, message, visit)
     }
 
+    /// Sends the messages, of which there must be one at least, in one datagram, and waits for the
+    /// ACK of the last. `name` says for each what completes "cannot …" in errors.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] with the first message that the kernel refuses; the others may have been
+    /// carried out.
+    pub fn request_each(
+        &mut self,
+        name: &dyn Fn(usize) -> String,
+        messages: &mut MessageBuf,
+    ) -> Result<()> {
+        messages.change_flags(libc::NLM_F_ACK as u16, 0);
+        let count = messages.messages();
+        let all = format!("carry out {count} requests");
+        let first = self.send_batch(&all, messages)?;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut refused = None;
+        let answer = self.read_all_answers(&all, first, count, &mut buffer, |number, refusal| {
+            if refused.is_none() {
+                refused = Some(self::refused(&name(number as usize), refusal));
+            }
+        });
+        self.buffer = buffer;
+        refused.map_or(answer, Err)
+    }
+
     /// Asks for a listing, and gives every entry to `visit` as it arrives.
     ///
     /// # Errors
@@ -228,6 +254,37 @@ impl Socket {
         });
         self.buffer = buffer;
         answer.and(result)
+    }
+
+    /// Reads until the last of `count` requests is answered, and gives every refusal to `visit`.
+    fn read_all_answers(
+        &self,
+        what: &dyn fmt::Display,
+        first: u32,
+        count: u32,
+        buffer: &mut [u8],
+        mut visit: impl FnMut(u32, Refusal),
+    ) -> Result<()> {
+        loop {
+            let Some(length) = recv(&self.fd, what, buffer)? else {
+                if self.wait(ANSWER_TIMEOUT)? {
+                    continue;
+                }
+                return Err(Error::NoAnswer { what: what.to_string() });
+            };
+            for message in messages(&buffer[..length]) {
+                let number = message.sequence.wrapping_sub(first);
+                let Some(answer) = message.acknowledgement().filter(|_| number < count) else {
+                    continue;
+                };
+                if let Err(refusal) = answer {
+                    visit(number, refusal);
+                }
+                if number + 1 == count {
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// Reads the answers to the `count` requests whose sequence numbers start with `first`.
