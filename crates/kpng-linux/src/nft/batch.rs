@@ -339,11 +339,12 @@ impl SetShape {
 /// nft's number of the type of a tuple: 6 bits for each field.
 fn types(family: TableFamily, fields: &[Field]) -> u32 {
     let of = |field: &Field| match (field, family) {
-        (Field::Saddr | Field::Daddr, TableFamily::Ip) => 7,
-        (Field::Saddr | Field::Daddr, TableFamily::Ip6) => 8,
+        (Field::Saddr | Field::Daddr | Field::OriginalDaddr, TableFamily::Ip) => 7,
+        (Field::Saddr | Field::Daddr | Field::OriginalDaddr, TableFamily::Ip6) => 8,
         (Field::L4Proto, _) => 12,
         (Field::Dport, _) => 13,
         (Field::Priority, _) => 23,
+        (Field::Mark, _) => 19,
         (Field::Random(_) | Field::Constant(_), _) => 4,
     };
     fields.iter().fold(0, |types, field| (types << 6) | of(field))

@@ -75,7 +75,7 @@ impl Field {
     /// The registers of 4 bytes that the field takes.
     pub(super) fn registers(self, family: TableFamily) -> u32 {
         match self {
-            Self::Saddr | Self::Daddr => family.address_len() / 4,
+            Self::Saddr | Self::Daddr | Self::OriginalDaddr => family.address_len() / 4,
             _ => 1,
         }
     }
@@ -83,10 +83,10 @@ impl Field {
     /// Its length in bytes, unpadded.
     pub(super) fn len(self, family: TableFamily) -> u32 {
         match self {
-            Self::Saddr | Self::Daddr => family.address_len(),
+            Self::Saddr | Self::Daddr | Self::OriginalDaddr => family.address_len(),
             Self::L4Proto => 1,
             Self::Dport => 2,
-            Self::Priority | Self::Random(_) | Self::Constant(_) => 4,
+            Self::Priority | Self::Mark | Self::Random(_) | Self::Constant(_) => 4,
         }
     }
 }
@@ -141,6 +141,16 @@ impl Encoder<'_> {
             }
             Statement::SetMark(bit) => self.change_mark(!bit, *bit),
             Statement::ClearMark(bit) => self.change_mark(!bit, 0),
+            Statement::MarkIs { mask, value } => {
+                self.meta(META_MARK);
+                self.bitwise(*mask, 0);
+                self.compare(EQUAL, &value.to_ne_bytes());
+            }
+            Statement::MarkFrom { key, map } => {
+                self.load(key);
+                self.lookup(map, first, Some(first), false);
+                self.set_meta(META_MARK);
+            }
             Statement::SetPriority { key, map } => {
                 self.load(key);
                 self.lookup(map, first, Some(first), false);
@@ -215,7 +225,9 @@ impl Encoder<'_> {
             Field::Daddr => self.payload(NETWORK_HEADER, destination, length, register),
             Field::Dport => self.payload(TRANSPORT_HEADER, 2, 2, register),
             Field::L4Proto => self.load_meta(META_L4PROTO, register),
+            Field::OriginalDaddr => self.original_destination(register),
             Field::Priority => self.load_meta(META_PRIORITY, register),
+            Field::Mark => self.load_meta(META_MARK, register),
             Field::Random(modulus) => self.numgen(modulus, 0, register),
             Field::Constant(value) => self.numgen(1, value, register),
         }
@@ -275,6 +287,18 @@ impl Encoder<'_> {
         });
         self.bitwise(bit, 0);
         self.compare(NOT_EQUAL, &0_u32.to_ne_bytes());
+    }
+
+    fn original_destination(&mut self, register: u32) {
+        let key = match self.family {
+            TableFamily::Ip => 20,  // NFT_CT_DST_IP
+            TableFamily::Ip6 => 22, // NFT_CT_DST_IP6
+        };
+        self.expression("ct", |m| {
+            m.put_u32_be(1, register);
+            m.put_u32_be(2, key);
+            m.put_u8(3, 0); // IP_CT_DIR_ORIGINAL
+        });
     }
 
     /// Register = (register & mask) ^ xor.

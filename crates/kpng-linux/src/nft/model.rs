@@ -63,12 +63,17 @@ pub enum Field {
     Saddr,
     /// `ip daddr`, `ip6 daddr`.
     Daddr,
+    /// `ct original ip daddr`: the destination of the connection's first packet as it came in. Not
+    /// for declarations.
+    OriginalDaddr,
     /// `meta l4proto`.
     L4Proto,
     /// `th dport`.
     Dport,
     /// `meta priority`: what the kernel's queueing disciplines sort by.
     Priority,
+    /// `meta mark`: a number that the packet carries within this kernel.
+    Mark,
     /// `numgen random mod N`: a uniform random number below N.
     Random(u32),
     /// `numgen random mod 1 offset N`: always N. A constant that nft can read as part of a key.
@@ -287,6 +292,20 @@ pub enum Statement {
     SetMark(u32),
     /// `meta mark set meta mark & ~BIT`.
     ClearMark(u32),
+    /// `meta mark & MASK == VALUE`.
+    MarkIs {
+        /// Which bits are looked at.
+        mask: u32,
+        /// What they are.
+        value: u32,
+    },
+    /// `meta mark set KEY map @MAP`: all bits of it. Does not hold when the key is not in the map.
+    MarkFrom {
+        /// The key.
+        key: Vec<Field>,
+        /// A map to a mark.
+        map: &'static str,
+    },
     /// `meta priority set KEY map @MAP`. Does not hold when the key is not in the map.
     SetPriority {
         /// The key.

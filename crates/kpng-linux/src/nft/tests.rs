@@ -543,3 +543,47 @@ fn the_monitor_tells_others_changes_from_our_own() {
         assert!(!monitor.disturbed().unwrap(), "told once");
     });
 }
+
+/// Marks that come from a map, and the destination that a connection had at first.
+#[test]
+fn marks_and_original_destinations() {
+    let statements = [
+        Statement::MarkIs { mask: 0xfff0_0000, value: 0x6b70_0000 },
+        Statement::MarkFrom { key: vip(), map: "marks" },
+        Statement::InSet { key: vec![Field::OriginalDaddr], set: "ips", negate: false },
+    ];
+    let rules: Vec<_> = statements.map(|statement| Rule::new([statement])).into();
+    for (family, address) in [(TableFamily::Ip, "10.0.0.1"), (TableFamily::Ip6, "fd00::1")] {
+        let address = address.parse().unwrap();
+        let mark = Value::Data(Bytes::EMPTY.number(0x6b70_0001));
+        let marks = def("marks", vip(), Data::Fields(vec![Field::Mark]));
+        let key = Bytes::EMPTY.address(address).protocol(6).port(80);
+        let ips = def("ips", vec![Field::Daddr], Data::None);
+        let wanted = Ruleset {
+            table: Table::new(family, "t"),
+            sets: vec![
+                (marks, vec![element(key, mark)]),
+                (ips, vec![element(Bytes::EMPTY.address(address), Value::None)]),
+            ],
+            chains: vec![(Chain { name: "c".to_owned(), hook: None }, rules.clone())],
+        };
+        let text = text::render(&wanted);
+        let family = family.name();
+        for part in [
+            "meta mark & 0xfff00000 == 0x6b700000".to_owned(),
+            format!("meta mark set {family} daddr . meta l4proto . th dport map @marks"),
+            format!("ct original {family} daddr @ips"),
+            format!("typeof {family} daddr . meta l4proto . th dport : meta mark"),
+            format!("{address} . tcp . 80 : 0x6b700001"),
+        ] {
+            assert!(text.contains(&part), "{part}\n{text}");
+        }
+        in_namespace(|mut nft| {
+            nft.commit(write(&wanted)).unwrap();
+            let found = nft.read_table(&wanted.table).unwrap().unwrap();
+            assert_eq!(found.chains["c"].rules.len(), 3);
+            let (marks, elements) = &wanted.sets[0];
+            assert_eq!(&nft.elements(&wanted.table, marks).unwrap(), elements);
+        });
+    }
+}

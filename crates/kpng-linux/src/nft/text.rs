@@ -152,6 +152,10 @@ fn statement(of: TableFamily, statement: &Statement) -> String {
         Statement::MarkHas(bit) => format!("meta mark & {bit:#x} == {bit:#x}"),
         Statement::SetMark(bit) => format!("meta mark set meta mark | {bit:#x}"),
         Statement::ClearMark(bit) => format!("meta mark set meta mark & {:#x}", !bit),
+        Statement::MarkIs { mask, value } => format!("meta mark & {mask:#x} == {value:#x}"),
+        Statement::MarkFrom { key, map } => {
+            format!("meta mark set {} map @{map}", key_text(of, key))
+        }
         Statement::SetPriority { key, map } => {
             format!("meta priority set {} map @{map}", key_text(of, key))
         }
@@ -187,7 +191,9 @@ fn key_text(family: TableFamily, fields: &[Field]) -> String {
             Field::Daddr => format!("{family} daddr"),
             Field::L4Proto => "meta l4proto".to_owned(),
             Field::Dport => "th dport".to_owned(),
+            Field::OriginalDaddr => format!("ct original {family} daddr"),
             Field::Priority => "meta priority".to_owned(),
+            Field::Mark => "meta mark".to_owned(),
             Field::Random(modulus) => format!("numgen random mod {modulus}"),
             Field::Constant(number) => format!("numgen random mod 1 offset {number}"),
         })
@@ -208,14 +214,17 @@ fn value(field: Field, bytes: Option<&[u8]>) -> String {
     let number = |bytes: &[u8]| bytes.try_into().map(u32::from_ne_bytes).unwrap_or_default();
     match (field, bytes) {
         (_, None) => "?".to_owned(),
-        (Field::Saddr | Field::Daddr, Some(bytes)) => match <[u8; 4]>::try_from(bytes) {
-            Ok(v4) => Ipv4Addr::from(v4).to_string(),
-            Err(_) => <[u8; 16]>::try_from(bytes)
-                .map_or_else(|_| "?".to_owned(), |v6| Ipv6Addr::from(v6).to_string()),
-        },
+        (Field::Saddr | Field::Daddr | Field::OriginalDaddr, Some(bytes)) => {
+            match <[u8; 4]>::try_from(bytes) {
+                Ok(v4) => Ipv4Addr::from(v4).to_string(),
+                Err(_) => <[u8; 16]>::try_from(bytes)
+                    .map_or_else(|_| "?".to_owned(), |v6| Ipv6Addr::from(v6).to_string()),
+            }
+        }
         (Field::L4Proto, Some(bytes)) => protocol(bytes[0]),
         (Field::Dport, Some(bytes)) => u16::from_be_bytes([bytes[0], bytes[1]]).to_string(),
         (Field::Priority, Some(bytes)) => priority(number(bytes)),
+        (Field::Mark, Some(bytes)) => format!("{:#010x}", number(bytes)),
         (Field::Random(_) | Field::Constant(_), Some(bytes)) => number(bytes).to_string(),
     }
 }

@@ -64,7 +64,7 @@ pub(super) fn fingerprint(mut userdata: &[u8]) -> Option<u64> {
 
 fn byteorder(fields: &[Field]) -> u32 {
     match fields {
-        [Field::Priority | Field::Random(_) | Field::Constant(_)] => BYTEORDER_HOST,
+        [Field::Priority | Field::Mark | Field::Random(_) | Field::Constant(_)] => BYTEORDER_HOST,
         [_] => BYTEORDER_BIG_ENDIAN,
         _ => BYTEORDER_NONE,
     }
@@ -96,12 +96,13 @@ fn type_of_field(family: TableFamily, field: Field) -> Vec<u8> {
     // Protocols and fields by nft's numbers: 12 is `ip`, 13 is `ip6`, 11 is `th`.
     match (field, family) {
         (Field::Saddr, TableFamily::Ip) => payload(12, 11),
-        (Field::Daddr, TableFamily::Ip) => payload(12, 12),
+        (Field::Daddr | Field::OriginalDaddr, TableFamily::Ip) => payload(12, 12),
         (Field::Saddr, TableFamily::Ip6) => payload(13, 8),
-        (Field::Daddr, TableFamily::Ip6) => payload(13, 9),
+        (Field::Daddr | Field::OriginalDaddr, TableFamily::Ip6) => payload(13, 9),
         (Field::Dport, _) => payload(11, 2),
         (Field::L4Proto, _) => meta(16),
         (Field::Priority, _) => meta(2),
+        (Field::Mark, _) => meta(3),
         (Field::Random(_) | Field::Constant(_), _) => {
             let mut data = Vec::new();
             number(&mut data, 0, 1); // random

@@ -397,6 +397,7 @@ impl Packet {
             Field::Priority => self.priority.to_ne_bytes().to_vec(),
             Field::Random(_) => number.to_ne_bytes().to_vec(),
             Field::Constant(constant) => constant.to_ne_bytes().to_vec(),
+            Field::OriginalDaddr | Field::Mark => panic!("no rule of ours looks at {field:?}"),
         }
     }
 }
