@@ -10,7 +10,7 @@ mod route;
 
 pub use address::InterfaceAddress;
 pub use link::Link;
-pub use monitor::AddressMonitor;
+pub use monitor::{AddressChange, AddressMonitor};
 pub use route::Route;
 
 use crate::Result;

@@ -149,10 +149,10 @@ fn message(kind: u16, flags: u16, index: u32, address: IpAddr, prefix_len: u8) -
 }
 
 /// The address that a message tells of, without the name of its interface.
-fn decode(message: Message<'_>) -> Option<InterfaceAddress> {
+pub(super) fn decode(message: Message<'_>) -> Option<InterfaceAddress> {
     let &[_family, prefix_len, flags, scope, i0, i1, i2, i3] =
         message.payload.first_chunk::<HEADER_LEN>()?;
-    if message.kind != libc::RTM_NEWADDR {
+    if message.kind != libc::RTM_NEWADDR && message.kind != libc::RTM_DELADDR {
         return None;
     }
     let (mut address, mut local, mut flags) = (None, None, u32::from(flags));

@@ -107,6 +107,15 @@ impl Rtnetlink {
         self.add_link(name, "bridge", |_| {})
     }
 
+    /// Creates a dummy, which is there to have addresses: what is sent through it disappears.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] with `EEXIST` when the name is taken, with `EOPNOTSUPP` when the kernel has no
+    /// dummies.
+    pub fn add_dummy(&mut self, name: &str) -> Result<()> {
+        self.add_link(name, "dummy", |_| {})
+    }
+
     /// Removes a link, and with it the other end of a veth pair.
     ///
     /// # Errors
@@ -207,8 +216,9 @@ fn message(kind: u16, flags: u16, index: u32, up: Option<bool>) -> MessageBuf {
     message
 }
 
-fn decode(message: Message<'_>) -> Option<Link> {
-    if message.kind != libc::RTM_NEWLINK {
+/// The link that a message tells of.
+pub(super) fn decode(message: Message<'_>) -> Option<Link> {
+    if message.kind != libc::RTM_NEWLINK && message.kind != libc::RTM_DELLINK {
         return None;
     }
     let number =

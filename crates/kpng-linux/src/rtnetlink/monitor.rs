@@ -1,13 +1,30 @@
 //! Notifications about links and addresses.
 //!
-//! A notification says only that something changed; the reader lists again. So lost
+//! For most readers a notification says only that something changed, and they list again. So lost
 //! notifications cost nothing: an overrun is a change too.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
-use crate::netlink::{Protocol, RECEIVE_BUFFER, Socket};
+use super::{InterfaceAddress, Link, address, link};
+use crate::netlink::{Protocol, RECEIVE_BUFFER, Socket, messages};
 use crate::{Error, Result};
+
+/// What happened to a link or an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AddressChange {
+    /// A link came or changed.
+    Link(Link),
+    /// A link went.
+    LinkGone(Link),
+    /// An address came or changed. Its `name` is empty.
+    Address(InterfaceAddress),
+    /// An address went. Its `name` is empty.
+    AddressGone(InterfaceAddress),
+    /// Something that is not known, as notifications were lost.
+    Unknown,
+}
 
 /// Tells when links or addresses of a network namespace change.
 ///
@@ -42,6 +59,34 @@ impl AddressMonitor {
                 Ok(Some(_)) | Err(Error::Overrun { .. }) => changed = true,
                 Ok(None) => return Ok(changed),
                 Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Gives everything that changed since the last call to `visit`, whoever changed it.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the socket fails.
+    pub fn read(&mut self, mut visit: impl FnMut(AddressChange)) -> Result<()> {
+        loop {
+            let datagram = match self.socket.recv(&mut self.buffer) {
+                Ok(Some(datagram)) => datagram,
+                Ok(None) => return Ok(()),
+                Err(Error::Overrun { .. }) => {
+                    visit(AddressChange::Unknown);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for message in messages(datagram) {
+                let change = match message.kind {
+                    libc::RTM_NEWLINK => link::decode(message).map(AddressChange::Link),
+                    libc::RTM_DELLINK => link::decode(message).map(AddressChange::LinkGone),
+                    libc::RTM_NEWADDR => address::decode(message).map(AddressChange::Address),
+                    libc::RTM_DELADDR => address::decode(message).map(AddressChange::AddressGone),
+                    _ => None,
+                };
+                change.into_iter().for_each(&mut visit);
             }
         }
     }

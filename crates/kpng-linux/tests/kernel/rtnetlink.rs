@@ -3,7 +3,9 @@ use std::time::Duration;
 
 use expect_test::expect;
 use kpng_linux::namespace::NetNs;
-use kpng_linux::rtnetlink::{AddressMonitor, Family, Route, Rtnetlink};
+use kpng_linux::rtnetlink::{
+    AddressChange, AddressMonitor, Family, InterfaceAddress, Route, Rtnetlink,
+};
 use kpng_linux::{Error, sysctl};
 use rustix::io::Errno;
 
@@ -74,7 +76,7 @@ fn addresses_of_both_families_are_listed_as_ip_shows_them() {
         assert_eq!(again.errno(), Some(Errno::EXIST));
         let list = |rtnetlink: &mut Rtnetlink| {
             let addresses = rtnetlink.addresses().unwrap();
-            let line = |a: &kpng_linux::rtnetlink::InterfaceAddress| {
+            let line = |a: &InterfaceAddress| {
                 let (global, usable) = (a.is_global(), a.is_usable());
                 let text = format!("{} {}/{}", a.name, a.address, a.prefix_len);
                 format!("{text} global={global} usable={usable}\n")
@@ -115,6 +117,38 @@ fn the_monitor_tells_of_links_and_addresses_and_only_then() {
             assert!(!monitor.changed().unwrap());
         }
     });
+}
+
+#[test]
+fn the_monitor_tells_what_changed() {
+    let Some(namespace) = namespace() else { return };
+    let run = || {
+        let mut rtnetlink = Rtnetlink::open().unwrap();
+        let mut monitor = AddressMonitor::open().unwrap();
+        let mut read = || {
+            let mut changes = Vec::new();
+            monitor.read(|change| changes.push(change)).unwrap();
+            changes
+        };
+        rtnetlink.add_bridge("b0").unwrap();
+        let index = rtnetlink_index(&mut rtnetlink, "b0");
+        let is_link =
+            |change: &AddressChange| matches!(change, AddressChange::Link(l) if l.index == index);
+        assert!(read().iter().any(is_link));
+        for address in ["10.0.0.1", "fd00::1"].map(ip) {
+            let of = |found: &InterfaceAddress| found.index == index && found.address == address;
+            let whole = if address.is_ipv4() { 32 } else { 128 };
+            rtnetlink.add_address(index, address, whole).unwrap();
+            assert!(read().iter().any(|c| matches!(c, AddressChange::Address(a) if of(a))));
+            rtnetlink.delete_address(index, address, whole).unwrap();
+            assert!(read().iter().any(|c| matches!(c, AddressChange::AddressGone(a) if of(a))));
+        }
+        rtnetlink.delete_link(index).unwrap();
+        let gone = |c: &AddressChange| matches!(c, AddressChange::LinkGone(l) if l.name == "b0");
+        assert!(read().iter().any(gone));
+        assert_eq!(read(), []);
+    };
+    namespace.run(run).unwrap();
 }
 
 #[test]
