@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Passes all tests. First it installs what they need beyond Rust: Debian packages (as root), and a
 # kube-apiserver, which is built once from its Go module into .testbin/ (minutes), unless one is in
-# KUBEBUILDER_ASSETS or PATH. What the example clients in Go and Python need is downloaded by their
+# KUBEBUILDER_ASSETS or PATH. So are modules of the guest's kernel, from Debian's source (a minute). What the example clients in Go and Python need is downloaded by their
 # tests. Arguments go to `cargo test`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,6 +15,13 @@ need iptables iptables
 need conntrack conntrack
 need etcd etcd-server
 need openssl openssl
+need linux.uml user-mode-linux
+need ipvsadm ipvsadm
+need make make
+need flex flex
+need bison bison
+need bc bc
+need xz xz-utils
 need go golang-go
 python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
 
@@ -37,5 +44,6 @@ if [ "$(go_minor)" -lt 24 ]; then
     export PATH="$folder/bin:$PATH"
 fi
 
+hack/guest-modules.sh
 cargo run --quiet --package kpng-testkit --example fetch_apiserver
 exec cargo test --workspace "$@"

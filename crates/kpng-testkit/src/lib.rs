@@ -5,6 +5,7 @@
 //!   plan and by any backend with real packets.
 //! - [`random`]: random cluster states in that language.
 //! - [`network`]: a node, pods and a client, each a network namespace.
+//! - [`guest`]: another kernel for tests that this machine's kernel cannot run.
 //! - [`apiserver`]: etcd and kube-apiserver.
 //!
 //! What cannot run fails, unless the environment asks to skip it (`KPNG_SKIP_NET=1`,
@@ -14,5 +15,6 @@ pub mod apiserver;
 pub mod cases;
 pub mod conformance;
 pub mod fixture;
+pub mod guest;
 pub mod network;
 pub mod random;
