@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The programs of kpng's eBPF backend: one object, so maps are shared without further ado.
+ *
+ *   socket.h  services at sockets            packet.h  services in packets
+ *   choose.h  frontend, action and target    flow.h    translated connections
+ *   parse.h, refuse.h  packets, answers      maps.h, types.h  what user space writes
+ *
+ * User space loads the object, sets `config` (see types.h), writes tables, and attaches the programs:
+ * those at sockets to a control group, kpng_ingress to devices but the loopback, kpng_egress to all.
+ */
+#include "socket.h"
+#include "packet.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+INLINE void read_socket(struct bpf_sock_addr *ctx, struct request *r)
+{
+    struct bpf_sock *sock = ctx->sk;
+    r->protocol = ctx->protocol;
+    r->port = ctx->user_port;
+    r->by_node = bpf_get_netns_cookie(ctx) == config.node_netns;
+    if (!sock)
+        return;
+    r->source_port = htons(sock->src_port);
+    if (ctx->family == AF_INET) {
+        r->source = from_v4(sock->src_ip4);
+    } else {
+        r->source.word[0] = sock->src_ip6[0];
+        r->source.word[1] = sock->src_ip6[1];
+        r->source.word[2] = sock->src_ip6[2];
+        r->source.word[3] = sock->src_ip6[3];
+    }
+}
+
+INLINE struct address user_v6(struct bpf_sock_addr *ctx)
+{
+    return (struct address){
+        {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]}};
+}
+
+INLINE void set_user_v6(struct bpf_sock_addr *ctx, const struct endpoint *to)
+{
+    ctx->user_ip6[0] = to->address.word[0];
+    ctx->user_ip6[1] = to->address.word[1];
+    ctx->user_ip6[2] = to->address.word[2];
+    ctx->user_ip6[3] = to->address.word[3];
+    ctx->user_port = to->port;
+}
+
+INLINE void set_user_v4(struct bpf_sock_addr *ctx, const struct endpoint *to)
+{
+    ctx->user_ip4 = to->address.word[3];
+    ctx->user_port = to->port;
+}
+
+/* Sends a socket or a datagram where the plan says. Returns 0 to refuse it. */
+INLINE int send_to(struct bpf_sock_addr *ctx, int v4, int connects)
+{
+    struct request r = {.connects = connects};
+    if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
+        return 1;
+    read_socket(ctx, &r);
+    r.destination = v4 ? from_v4(ctx->user_ip4) : user_v6(ctx);
+    struct endpoint target = {};
+    switch (decide(ctx, &r, &target)) {
+    case LEAVE:
+        return 1;
+    case REFUSE:
+        bpf_set_retval(-ECONNREFUSED);
+        return 0;
+    case REWRITE:
+        break;
+    }
+    remember_peer(ctx, &r, &target);
+    if (v4)
+        set_user_v4(ctx, &target);
+    else
+        set_user_v6(ctx, &target);
+    return 1;
+}
+
+/* Shows the application whom it believes to talk to. */
+INLINE int show_peer(struct bpf_sock_addr *ctx, int v4)
+{
+    struct endpoint seen = {
+        .address = v4 ? from_v4(ctx->user_ip4) : user_v6(ctx),
+        .port = ctx->user_port,
+    };
+    struct endpoint *peer = believed_peer(ctx, &seen);
+    if (!peer)
+        return 1;
+    if (v4)
+        set_user_v4(ctx, peer);
+    else
+        set_user_v6(ctx, peer);
+    return 1;
+}
+
+SEC("cgroup/connect4") int kpng_connect4(struct bpf_sock_addr *ctx) { return send_to(ctx, 1, 1); }
+SEC("cgroup/connect6") int kpng_connect6(struct bpf_sock_addr *ctx) { return send_to(ctx, 0, 1); }
+SEC("cgroup/sendmsg4") int kpng_sendmsg4(struct bpf_sock_addr *ctx) { return send_to(ctx, 1, 0); }
+SEC("cgroup/sendmsg6") int kpng_sendmsg6(struct bpf_sock_addr *ctx) { return send_to(ctx, 0, 0); }
+SEC("cgroup/recvmsg4") int kpng_recvmsg4(struct bpf_sock_addr *ctx) { return show_peer(ctx, 1); }
+SEC("cgroup/recvmsg6") int kpng_recvmsg6(struct bpf_sock_addr *ctx) { return show_peer(ctx, 0); }
+SEC("cgroup/getpeername4") int kpng_peername4(struct bpf_sock_addr *ctx) { return show_peer(ctx, 1); }
+SEC("cgroup/getpeername6") int kpng_peername6(struct bpf_sock_addr *ctx) { return show_peer(ctx, 0); }
+
+SEC("classifier") int kpng_ingress(struct __sk_buff *skb) { return packet_arrives(skb); }
+SEC("classifier") int kpng_egress(struct __sk_buff *skb) { return packet_leaves(skb); }
