@@ -12,6 +12,13 @@
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static __attribute__((always_inline)) inline
 
+/*
+ * A function that the kernel verifies by itself, for any arguments: the time that this takes adds up
+ * and does not multiply. Its pointers may be null for all the verifier knows, so each begins with
+ * `if (!pointer)`. All stacks along a chain of calls together have 512 bytes.
+ */
+#define FUNCTION __attribute__((noinline))
+
 /* The language of BTF map definitions. */
 #define __uint(name, value) int(*name)[value]
 #define __type(name, value) typeof(value) *name
@@ -30,6 +37,7 @@ HELPER(long, l3_csum_replace, void *skb, __u32 offset, __u64 from, __u64 to, __u
 HELPER(long, l4_csum_replace, void *skb, __u32 offset, __u64 from, __u64 to, __u64 flags);
 HELPER(__s64, csum_diff, void *from, __u32 from_size, void *to, __u32 to_size, __u32 seed);
 HELPER(long, skb_change_tail, void *skb, __u32 length, __u64 flags);
+HELPER(long, skb_adjust_room, void *skb, __s32 difference, __u32 mode, __u64 flags);
 HELPER(long, redirect, __u32 ifindex, __u64 flags);
 HELPER(long, redirect_neigh, __u32 ifindex, void *next_hop, int length, __u64 flags);
 HELPER(long, fib_lookup, void *ctx, struct bpf_fib_lookup *params, int length, __u32 flags);

@@ -2,15 +2,15 @@
 /*
  * The programs of kpng's eBPF backend: one object, so maps are shared without further ado.
  *
- *   socket.h  services at sockets            packet.h  services in packets
+ *   socket.h  services at sockets            wire.h    services in packets
  *   choose.h  frontend, action and target    flow.h    translated connections
- *   parse.h, refuse.h  packets, answers      maps.h, types.h  what user space writes
+ *   maps.h, types.h  what user space writes  kernel.h  what the kernel offers
  *
  * User space loads the object, sets `config` (see types.h), writes tables, and attaches the programs:
  * those at sockets to a control group, kpng_ingress to devices but the loopback, kpng_egress to all.
  */
 #include "socket.h"
-#include "packet.h"
+#include "wire.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 

@@ -43,3 +43,4 @@ struct {
 STATE(affinity, struct client_key, struct sticky);
 STATE(peers, struct peer_key, struct endpoint);
 STATE(flows, struct flow_key, struct flow);
+STATE(fragments, struct fragment_key, struct fragment_ports);

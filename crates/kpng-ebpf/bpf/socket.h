@@ -4,7 +4,7 @@
  * packets need no translation. The application is shown the frontend's address.
  *
  * A socket knows its network namespace, but not yet its address. What depends on the address of a
- * pod (source ranges, affinity, masquerading) is left to the packets: see packet.h.
+ * pod (source ranges, affinity, masquerading) is left to the packets: see wire.h.
  */
 #pragma once
 

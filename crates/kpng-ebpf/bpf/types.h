@@ -109,13 +109,28 @@ struct flow_key {
 struct flow {
     struct address source;
     struct address destination;
-    __u64 service_port; /* 0 in the direction of answers */
+    __u64 service_port; /* 0: none */
     __u16 source_port;
     __u16 destination_port;
     __u32 seen; /* s of the monotonic clock */
-    __u8 closing;
-    __u8 answered;
-    __u8 zero[6];
+    __u8 closing;   /* see flow.h */
+    __u8 answered;  /* an answer was seen */
+    __u8 is_answer; /* the direction from the target to the client */
+    __u8 zero[5];
+};
+
+/* All parts of a fragmented packet, and the ports that only the first one has. */
+struct fragment_key {
+    struct address source;
+    struct address destination;
+    __u32 id;
+    __u8 protocol;
+    __u8 zero[3];
+};
+
+struct fragment_ports {
+    __u16 source_port;
+    __u16 destination_port;
 };
 
 /* What does not change as long as programs are not replaced. */
