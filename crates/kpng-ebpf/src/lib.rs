@@ -1,1 +1,178 @@
 //! The eBPF backend: services at the sockets of pods and node, and in packets from elsewhere.
+//!
+//! ```text
+//! Plan ──▶ render (pure) ──▶ state (what differs) ──▶ object (maps, in batches) ──▶ programs
+//! ```
+//!
+//! A socket that connects to a service is connected to an endpoint instead, so its packets cost
+//! nothing. Packets from outside, and what depends on a pod's address, are translated where they come
+//! in. The README of this crate has the packet's path, all names, and the limits.
+//!
+//! ```no_run
+//! use kpng_core::{Backend, Plan};
+//! use kpng_ebpf::{Config, Ebpf};
+//!
+//! let mut ebpf = Ebpf::open(Config::default())?;
+//! ebpf.sync(&Plan::default(), None)?;
+//! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+//! ```
+
+mod config;
+mod dry_run;
+mod error;
+mod layout;
+mod links;
+mod names;
+mod object;
+mod render;
+mod root;
+mod state;
+mod sys;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kpng_core::backend::{Backend, BackendError, Capability, Gap};
+use kpng_core::model::NamespacedName;
+use kpng_core::plan::{NodeFacts, Plan, PodDetection};
+use kpng_linux::rtnetlink::{AddressMonitor, Link, Rtnetlink};
+
+pub use config::Config;
+pub use dry_run::ruleset_text;
+pub use error::Error;
+
+use links::Links;
+use object::Object;
+use state::{Changes, State};
+
+/// What this backend cannot do.
+pub const GAPS: &[Gap] = &[Gap {
+    what: Capability::Sctp,
+    why: "the kernel has no hooks at SCTP sockets, and no help with SCTP's checksum",
+}];
+
+/// The backend.
+#[derive(Debug)]
+pub struct Ebpf {
+    config: Config,
+    devices: Rtnetlink,
+    /// Tells when devices come and go.
+    monitor: AddressMonitor,
+    written: Option<Whole>,
+}
+
+/// Everything that is in the kernel.
+#[derive(Debug)]
+struct Whole {
+    facts: Arc<NodeFacts>,
+    state: State,
+    object: Object,
+    links: Links,
+}
+
+impl Ebpf {
+    /// Looks for what it takes, in the network namespace of the calling thread. Changes nothing.
+    ///
+    /// # Errors
+    /// When there is no control group of version 2, or the process may not use BPF.
+    pub fn open(config: Config) -> Result<Self, Error> {
+        Links::open(&config)?;
+        let monitor = AddressMonitor::open()?;
+        Ok(Self { config, devices: Rtnetlink::open()?, monitor, written: None })
+    }
+
+    fn sync_changed(&mut self, plan: &Plan, changed: &[NamespacedName]) -> Result<(), Error> {
+        let Some(whole) = &mut self.written else { return self.sync_all(plan) };
+        if whole.facts != *plan.facts() {
+            return self.sync_all(plan);
+        }
+        let garbage = whole.state.take_garbage(Instant::now());
+        let mut changes = Changes::default();
+        for key in changed {
+            whole.state.set_service(key, plan.service(key), &mut changes);
+        }
+        if !whole.object.capacity().holds(whole.state.sizes()) {
+            return self.sync_all(plan);
+        }
+        let written = whole.object.discard(&garbage).and_then(|()| whole.object.write(&changes));
+        if written.is_err() {
+            self.written = None; // what the tables hold is not known
+        }
+        written
+    }
+
+    /// Fills new tables with everything, and then lets the programs that use them take the place of
+    /// those that are attached, whoever attached them.
+    fn sync_all(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.written = None;
+        root::prepare(&self.config.root)?;
+        let facts = Arc::clone(plan.facts());
+        let mut changes = Changes::default();
+        let mut state = State::new(&facts, &mut changes);
+        for (key, service) in plan.by_importance() {
+            state.set_service(key, Some(service), &mut changes);
+        }
+        let netns = sys::netns_cookie().map_err(|source| Error::NetworkNamespace { source })?;
+        let constants = render::constants(&facts, &self.config, netns);
+        let object = Object::load(&self.config, &constants, state.sizes())?;
+        object.write(&changes)?;
+        let mut links = Links::open(&self.config)?;
+        self.monitor.changed()?;
+        let devices = self.devices.links()?;
+        object.set_pod_devices(&pod_devices(&facts, &devices))?;
+        links.attach(&object, &self.config.chosen(devices))?;
+        object.pin_tables(&self.config.root)?;
+        self.written = Some(Whole { facts, state, object, links });
+        Ok(())
+    }
+
+    /// Looks after what changes by itself: devices, and what is to be deleted later.
+    fn keep_up(&mut self) -> Result<bool, Error> {
+        let changed = self.monitor.changed()?;
+        let Some(whole) = &mut self.written else { return Ok(true) };
+        if changed {
+            let devices = self.devices.links()?;
+            whole.object.set_pod_devices(&pod_devices(&whole.facts, &devices))?;
+            whole.links.follow(&whole.object, &self.config.chosen(devices), false)?;
+        }
+        whole.object.discard(&whole.state.take_garbage(Instant::now()))?;
+        Ok(!whole.links.are_intact())
+    }
+}
+
+/// The devices that packets of pods come in through, where that is how one knows.
+fn pod_devices(facts: &NodeFacts, devices: &[Link]) -> Vec<u32> {
+    let detects = |device: &&Link| match &facts.pods {
+        PodDetection::Bridge(name) => device.name == **name,
+        PodDetection::InterfacePrefix(prefix) => device.name.starts_with(&**prefix),
+        PodDetection::None | PodDetection::Cidrs(_) => false,
+    };
+    devices.iter().filter(detects).map(|device| device.index).collect()
+}
+
+impl Backend for Ebpf {
+    fn sync(
+        &mut self,
+        plan: &Plan,
+        changed: Option<&[NamespacedName]>,
+    ) -> Result<(), BackendError> {
+        match changed {
+            Some(changed) => self.sync_changed(plan, changed)?,
+            None => self.sync_all(plan)?,
+        }
+        Ok(())
+    }
+
+    fn disturbed(&mut self) -> Result<bool, BackendError> {
+        Ok(self.keep_up()?)
+    }
+
+    fn gaps(&self) -> &'static [Gap] {
+        GAPS
+    }
+
+    fn cleanup(&mut self) -> Result<(), BackendError> {
+        self.written = None;
+        Ok(root::remove(&self.config.root)?)
+    }
+}

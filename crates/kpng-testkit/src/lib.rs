@@ -12,6 +12,7 @@
 //! `KPNG_SKIP_APISERVER=1`); then the reason is printed.
 
 pub mod apiserver;
+pub mod bpf;
 pub mod cases;
 pub mod conformance;
 pub mod fixture;

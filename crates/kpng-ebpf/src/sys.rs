@@ -1,0 +1,281 @@
+//! The system calls of BPF that the loader crate does not make: batches of elements, links, pins.
+//!
+//! The one module with unsafe code. Every function passes the kernel an attribute block that it owns
+//! and, in it, pointers to slices that outlive the call, of the lengths that the kernel is told.
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::io::Errno;
+
+type Result<T> = std::result::Result<T, Errno>;
+
+const MAP_UPDATE_ELEM: u32 = 2;
+const OBJ_PIN: u32 = 6;
+const OBJ_GET: u32 = 7;
+const OBJ_GET_INFO_BY_FD: u32 = 15;
+const MAP_LOOKUP_ELEM: u32 = 1;
+const MAP_DELETE_ELEM: u32 = 3;
+const MAP_GET_NEXT_KEY: u32 = 4;
+const MAP_UPDATE_BATCH: u32 = 26;
+const MAP_DELETE_BATCH: u32 = 27;
+const LINK_CREATE: u32 = 28;
+const LINK_UPDATE: u32 = 29;
+
+/// `union bpf_attr`, zeroed, which is what the kernel takes for absent.
+struct Attributes([u8; 128]);
+
+impl Attributes {
+    fn new() -> Self {
+        Self([0; 128])
+    }
+
+    fn u32(mut self, at: usize, value: u32) -> Self {
+        self.0[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    fn fd(self, at: usize, fd: BorrowedFd<'_>) -> Self {
+        self.u32(at, fd.as_raw_fd().cast_unsigned())
+    }
+
+    fn pointer<T: ?Sized>(mut self, at: usize, value: *const T) -> Self {
+        let address = value.cast::<u8>().addr() as u64;
+        self.0[at..at + 8].copy_from_slice(&address.to_ne_bytes());
+        self
+    }
+
+    fn read_u32(&self, at: usize) -> u32 {
+        u32::from_ne_bytes(self.0[at..at + 4].try_into().expect("four bytes"))
+    }
+
+    #[expect(unsafe_code, reason = "no library wraps this system call")]
+    fn call(&mut self, command: u32) -> Result<i32> {
+        // SAFETY: the block is ours, and as long as the kernel is told; callers keep what it points to.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), self.0.len()) };
+        match i32::try_from(result) {
+            Ok(result) if result >= 0 => Ok(result),
+            _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        }
+    }
+
+    fn call_for_fd(&mut self, command: u32) -> Result<OwnedFd> {
+        let fd = self.call(command)?;
+        #[expect(unsafe_code, reason = "the system call returns a number")]
+        // SAFETY: the kernel has just opened it for us, and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// Writes elements, new ones and others. Those before a failure are written.
+pub(crate) fn update<const K: usize, const V: usize>(
+    map: BorrowedFd<'_>,
+    keys: &[[u8; K]],
+    values: &[[u8; V]],
+) -> Result<()> {
+    assert_eq!(keys.len(), values.len(), "each key has a value");
+    if let ([key], [value]) = (keys, values) {
+        let attributes = Attributes::new().fd(0, map).pointer(8, key).pointer(16, value);
+        return { attributes }.call(MAP_UPDATE_ELEM).map(drop);
+    }
+    let (mut keys, mut values) = (keys, values);
+    while !keys.is_empty() {
+        let count = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+        let attributes = Attributes::new().pointer(16, keys.as_ptr()).pointer(24, values.as_ptr());
+        let mut attributes = attributes.u32(32, count).fd(36, map);
+        attributes.call(MAP_UPDATE_BATCH)?;
+        let done = attributes.read_u32(32) as usize;
+        (keys, values) = (&keys[done..], &values[done..]);
+    }
+    Ok(())
+}
+
+/// Deletes elements. What is not there is deleted already.
+pub(crate) fn delete<const K: usize>(map: BorrowedFd<'_>, keys: &[[u8; K]]) -> Result<()> {
+    let mut keys = keys;
+    while let [key, ..] = keys {
+        let count = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+        let mut batch = Attributes::new().pointer(16, keys.as_ptr()).u32(32, count).fd(36, map);
+        let (command, mut attributes) = if count > 1 {
+            (MAP_DELETE_BATCH, batch)
+        } else {
+            batch = Attributes::new().fd(0, map).pointer(8, key);
+            (MAP_DELETE_ELEM, batch)
+        };
+        let outcome = attributes.call(command);
+        let done = if count > 1 { attributes.read_u32(32) as usize } else { 0 };
+        match outcome {
+            Ok(_) => keys = &keys[if count > 1 { done } else { 1 }..],
+            Err(Errno::NOENT) => keys = &keys[(done + 1).min(keys.len())..],
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// The value of an element.
+pub(crate) fn lookup<const K: usize, const V: usize>(
+    map: BorrowedFd<'_>,
+    key: &[u8; K],
+) -> Result<Option<[u8; V]>> {
+    let mut value = [0; V];
+    let attributes = Attributes::new().fd(0, map).pointer(8, key);
+    match attributes.pointer(16, value.as_mut_ptr()).call(MAP_LOOKUP_ELEM) {
+        Ok(_) => Ok(Some(value)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// All keys of a map, as far as it does not change meanwhile.
+pub(crate) fn keys<const K: usize>(map: BorrowedFd<'_>) -> Result<Vec<[u8; K]>> {
+    let mut keys: Vec<[u8; K]> = Vec::new();
+    loop {
+        let mut next = [0; K];
+        let mut attributes = Attributes::new().fd(0, map);
+        if let Some(last) = keys.last() {
+            attributes = attributes.pointer(8, last);
+        }
+        match attributes.pointer(16, next.as_mut_ptr()).call(MAP_GET_NEXT_KEY) {
+            Ok(_) => keys.push(next),
+            Err(Errno::NOENT) => return Ok(keys),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Gives an object a name in a BPF file system, by which it lives on.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let path = c_string(path)?;
+    Attributes::new().pointer(0, path.as_ptr()).fd(8, object).call(OBJ_PIN).map(drop)
+}
+
+/// The object with this name in a BPF file system, if there is one.
+pub(crate) fn pinned(path: &Path) -> Result<Option<OwnedFd>> {
+    let path = c_string(path)?;
+    match Attributes::new().pointer(0, path.as_ptr()).call_for_fd(OBJ_GET) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn c_string(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)
+}
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// A control group, and the kernel's number of the hook.
+    Cgroup(u32),
+    /// Packets that arrive at a device.
+    Ingress(u32),
+    /// Packets that leave by a device.
+    Egress(u32),
+}
+
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+
+/// Attaches a program, beside those that are there. For a device, `cgroup` does not count.
+pub(crate) fn attach(
+    program: BorrowedFd<'_>,
+    hook: Hook,
+    cgroup: BorrowedFd<'_>,
+) -> Result<OwnedFd> {
+    let attributes = Attributes::new().fd(0, program);
+    let mut attributes = match hook {
+        Hook::Cgroup(hook) => attributes.fd(4, cgroup).u32(8, hook),
+        Hook::Ingress(device) => attributes.u32(4, device).u32(8, BPF_TCX_INGRESS),
+        Hook::Egress(device) => attributes.u32(4, device).u32(8, BPF_TCX_EGRESS),
+    };
+    attributes.call_for_fd(LINK_CREATE)
+}
+
+/// Puts a program into the place of the one that is attached; no packet meets neither.
+pub(crate) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
+    Attributes::new().fd(0, link).fd(4, program).call(LINK_UPDATE).map(drop)
+}
+
+/// What an attachment is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LinkInfo {
+    /// The control group's or the device's number; 0 once it is detached.
+    pub(crate) attached_to: u64,
+    /// The kernel's number of the hook.
+    pub(crate) hook: u32,
+}
+
+const LINK_CGROUP: u32 = 3;
+const LINK_TCX: u32 = 11;
+
+/// Asks what a link is attached to; `None` for links that we do not make.
+pub(crate) fn link_info(link: BorrowedFd<'_>) -> Result<Option<LinkInfo>> {
+    let info = info::<64>(link)?;
+    let number = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes"));
+    Ok(match number(0) {
+        LINK_CGROUP => {
+            let id = u64::from_ne_bytes(info[16..24].try_into().expect("eight bytes"));
+            Some(LinkInfo { attached_to: id, hook: number(24) })
+        }
+        LINK_TCX => Some(LinkInfo { attached_to: number(16).into(), hook: number(20) }),
+        _ => None,
+    })
+}
+
+/// The length of a map's keys and values, and how many elements it holds at most.
+pub(crate) fn map_info(map: BorrowedFd<'_>) -> Result<(u32, u32, u32)> {
+    let info = info::<80>(map)?;
+    let number = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes"));
+    Ok((number(8), number(12), number(16)))
+}
+
+fn info<const N: usize>(object: BorrowedFd<'_>) -> Result<[u8; N]> {
+    let mut info = [0; N];
+    let length = u32::try_from(N).expect("a few bytes");
+    let attributes = Attributes::new().fd(0, object).u32(4, length);
+    attributes.pointer(8, info.as_mut_ptr()).call(OBJ_GET_INFO_BY_FD)?;
+    Ok(info)
+}
+
+impl Hook {
+    /// Whether a link is attached here.
+    pub(crate) fn is_of(self, info: LinkInfo, cgroup: u64) -> bool {
+        let (attached_to, hook) = match self {
+            Self::Cgroup(hook) => (cgroup, hook),
+            Self::Ingress(device) => (device.into(), BPF_TCX_INGRESS),
+            Self::Egress(device) => (device.into(), BPF_TCX_EGRESS),
+        };
+        info == LinkInfo { attached_to, hook }
+    }
+}
+
+/// The cookie of the network namespace of the calling thread, as programs see it.
+pub(crate) fn netns_cookie() -> Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )?;
+    let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    #[expect(unsafe_code, reason = "rustix does not know this option")]
+    // SAFETY: the kernel writes eight bytes, as many as the variable has.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    Ok(cookie)
+}
