@@ -13,6 +13,7 @@ need nft nftables
 need ip iproute2
 need iptables iptables
 need conntrack conntrack
+need clang clang
 need etcd etcd-server
 need openssl openssl
 need linux.uml user-mode-linux

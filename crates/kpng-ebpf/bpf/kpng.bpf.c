@@ -14,6 +14,12 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+/*
+ * The verifier wants fields of a socket to be read through the pointer that it knows, which clang
+ * would move to the one field that it needs. So all are read, at once.
+ */
+#define FIELD(sock, name) (*(const volatile __u32 *)&(sock)->name)
+
 INLINE void read_socket(struct bpf_sock_addr *ctx, struct request *r)
 {
     struct bpf_sock *sock = ctx->sk;
@@ -22,15 +28,14 @@ INLINE void read_socket(struct bpf_sock_addr *ctx, struct request *r)
     r->by_node = bpf_get_netns_cookie(ctx) == config.node_netns;
     if (!sock)
         return;
-    r->source_port = htons(sock->src_port);
-    if (ctx->family == AF_INET) {
-        r->source = from_v4(sock->src_ip4);
-    } else {
-        r->source.word[0] = sock->src_ip6[0];
-        r->source.word[1] = sock->src_ip6[1];
-        r->source.word[2] = sock->src_ip6[2];
-        r->source.word[3] = sock->src_ip6[3];
-    }
+    __u32 v4 = FIELD(sock, src_ip4);
+    r->source.word[0] = FIELD(sock, src_ip6[0]);
+    r->source.word[1] = FIELD(sock, src_ip6[1]);
+    r->source.word[2] = FIELD(sock, src_ip6[2]);
+    r->source.word[3] = FIELD(sock, src_ip6[3]);
+    r->source_port = htons(FIELD(sock, src_port));
+    if (ctx->family == AF_INET)
+        r->source = from_v4(v4);
 }
 
 INLINE struct address user_v6(struct bpf_sock_addr *ctx)

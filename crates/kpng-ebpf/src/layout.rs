@@ -26,8 +26,6 @@ pub(crate) type MemberKey = Bytes<32>;
 pub(crate) type RangeKey = Bytes<24>;
 /// `struct address`.
 pub(crate) type Address = Bytes<16>;
-/// `struct peer_key`.
-pub(crate) type PeerKey = Bytes<32>;
 /// `struct config`.
 pub(crate) type Config = Bytes<48>;
 
@@ -137,11 +135,6 @@ pub(crate) fn endpoint(target: Target) -> Endpoint {
 /// The membership of an endpoint in a set.
 pub(crate) fn member_key(set: u64, target: Target) -> MemberKey {
     Writer::new().put(set.to_ne_bytes()).put(endpoint(target)).bytes
-}
-
-/// What is known of a socket that was sent to `target`.
-pub(crate) fn peer_key(socket: u64, target: Target) -> PeerKey {
-    member_key(socket, target)
 }
 
 /// The membership of a range of addresses in a set.

@@ -20,6 +20,7 @@ pub(crate) const STATES: &[State] = &[
     State { name: "affinity", key: 24, value: 32 },
     State { name: "peers", key: 32, value: 20 },
     State { name: "flows", key: 40, value: 56 },
+    State { name: "fragments", key: 44, value: 4 },
 ];
 
 /// The maps that say what the plan says.

@@ -36,7 +36,7 @@ fn is_bpf(path: &Path) -> Result<bool, Error> {
         path: path.to_owned(),
         source: errno.into(),
     };
-    Ok(i64::from(rustix::fs::statfs(path).map_err(failed)?.f_type) == BPF_FILE_SYSTEM)
+    Ok(rustix::fs::statfs(path).map_err(failed)?.f_type == BPF_FILE_SYSTEM)
 }
 
 /// Removes everything: an attachment ends with its last name. The file system stays, others use it.

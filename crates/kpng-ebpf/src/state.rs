@@ -143,11 +143,13 @@ impl State {
         let pools: Vec<_> = pools.collect();
         let mut sources = BTreeMap::new();
         for ranges in plan.frontends.iter().filter_map(|frontend| frontend.sources.as_ref()) {
-            let number = match old.and_then(|old| old.sources.get(ranges)) {
-                Some(number) => *number,
-                None => *sources.get(ranges).unwrap_or(&self.write_sources(ranges, changes)),
-            };
-            sources.insert(ranges.clone(), number);
+            if !sources.contains_key(ranges) {
+                let number = match old.and_then(|old| old.sources.get(ranges)) {
+                    Some(number) => *number,
+                    None => self.write_sources(ranges, changes),
+                };
+                sources.insert(ranges.clone(), number);
+            }
         }
         let numbered = |id: kpng_core::plan::PoolId| {
             let count = plan.pools[usize::from(id.0)].targets.len();

@@ -16,7 +16,6 @@ const MAP_UPDATE_ELEM: u32 = 2;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
-const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_DELETE_ELEM: u32 = 3;
 const MAP_GET_NEXT_KEY: u32 = 4;
 const MAP_UPDATE_BATCH: u32 = 26;
@@ -114,20 +113,6 @@ pub(crate) fn delete<const K: usize>(map: BorrowedFd<'_>, keys: &[[u8; K]]) -> R
         }
     }
     Ok(())
-}
-
-/// The value of an element.
-pub(crate) fn lookup<const K: usize, const V: usize>(
-    map: BorrowedFd<'_>,
-    key: &[u8; K],
-) -> Result<Option<[u8; V]>> {
-    let mut value = [0; V];
-    let attributes = Attributes::new().fd(0, map).pointer(8, key);
-    match attributes.pointer(16, value.as_mut_ptr()).call(MAP_LOOKUP_ELEM) {
-        Ok(_) => Ok(Some(value)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(errno),
-    }
 }
 
 /// All keys of a map, as far as it does not change meanwhile.

@@ -52,9 +52,14 @@ impl Outcome {
             Ok(line) => Self::parse(&line),
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::CONNREFUSED | Errno::CONNRESET) => Self::Refused,
-                Some(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::ACCESS | Errno::PERM) => {
-                    Self::Unreachable
-                }
+                Some(
+                    Errno::HOSTUNREACH
+                    | Errno::NETUNREACH
+                    | Errno::NOPROTOOPT
+                    | Errno::PROTO
+                    | Errno::ACCESS
+                    | Errno::PERM,
+                ) => Self::Unreachable,
                 Some(Errno::AGAIN | Errno::TIMEDOUT) => Self::TimedOut,
                 _ => panic!("the probe failed: {error}"),
             },
