@@ -80,13 +80,19 @@ pub struct Service {
     pub scheduler: String,
     /// How long a client stays with its destination, in whole seconds.
     pub persistence: Option<Duration>,
+    /// It has `flag-3` (`IP_VS_SVC_F_SCHED3`), which the kernel keeps and no scheduler looks at: for
+    /// owners who want to know their services again.
+    pub tagged: bool,
 }
 
 impl fmt::Display for Service {
     /// As ipvsadm's options say it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} -s {}", self.key, self.scheduler)?;
-        self.persistence.map_or(Ok(()), |time| write!(f, " -p {}", time.as_secs()))
+        if let Some(time) = self.persistence {
+            write!(f, " -p {}", time.as_secs())?;
+        }
+        f.write_str(if self.tagged { " -b flag-3" } else { "" })
     }
 }
 

@@ -52,7 +52,11 @@ fn mark(family: Family, mark: u32) -> ServiceKey {
 
 fn service(key: ServiceKey, scheduler: &str, persistence: Option<u64>) -> Service {
     let persistence = persistence.map(Duration::from_secs);
-    Service { key, scheduler: scheduler.to_owned(), persistence }
+    Service { key, scheduler: scheduler.to_owned(), persistence, tagged: false }
+}
+
+fn tagged(key: ServiceKey, scheduler: &str, persistence: Option<u64>) -> Service {
+    Service { tagged: true, ..service(key, scheduler, persistence) }
 }
 
 fn to(at: &str, weight: u32) -> Destination {
@@ -77,6 +81,9 @@ fn services_are_sent_as_ipvsadm_does() {
         Command::AddService(service(mark(Family::V4, 1_802_502_145), "mh", None)),
         Command::AddService(service(mark(Family::V6, 1_802_502_146), "mh", None)),
         Command::SetService(service(web(), "rr", Some(60))),
+        Command::AddService(tagged(address(6, "10.96.0.11:80"), "mh", None)),
+        Command::AddService(tagged(dns(), "mh", Some(10_800))),
+        Command::AddService(tagged(mark(Family::V4, 1_802_502_145), "rr", None)),
     ] {
         assert_eq!(captured(&command.to_string()), [encoded(&command)], "{command}");
     }
@@ -142,7 +149,7 @@ fn questions_and_timeouts_are_those_of_ipvsadm() {
 
 #[test]
 fn replies_are_read_and_nonsense_is_not() {
-    let web = service(web(), "wlc", Some(60));
+    let web = tagged(web(), "wlc", Some(60));
     let mut message = MessageBuf::new();
     message::command(&mut message, 28, &Command::AddService(web.clone()));
     let reply = messages(message.as_bytes()).next().unwrap();
