@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Passes all tests. First it installs what they need beyond Rust: Debian packages (as root), and a
+# Passes all tests. First it installs what they need beyond Rust: Debian packages (as root); a
 # kube-apiserver, which is built once from its Go module into .testbin/ (minutes), unless one is in
-# KUBEBUILDER_ASSETS or PATH. So are modules of the guest's kernel, from Debian's source (a minute). What the example clients in Go and Python need is downloaded by their
-# tests. Arguments go to `cargo test`.
+# KUBEBUILDER_ASSETS or PATH; and modules of the guest's kernel, built once from Debian's source (a
+# minute). What the example clients in Go and Python need is downloaded by their tests. Arguments go
+# to `cargo test`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/local/go/bin:/usr/sbin:/sbin"

@@ -80,6 +80,9 @@ pub struct Service {
     pub scheduler: String,
     /// How long a client stays with its destination, in whole seconds.
     pub persistence: Option<Duration>,
+    /// Of the schedulers `sh` and `mh`: a client whose destination has the weight 0 gets another one,
+    /// instead of a refusal (`IP_VS_SVC_F_SCHED1`).
+    pub falls_back: bool,
     /// It has `flag-3` (`IP_VS_SVC_F_SCHED3`), which the kernel keeps and no scheduler looks at: for
     /// owners who want to know their services again.
     pub tagged: bool,
@@ -92,7 +95,12 @@ impl fmt::Display for Service {
         if let Some(time) = self.persistence {
             write!(f, " -p {}", time.as_secs())?;
         }
-        f.write_str(if self.tagged { " -b flag-3" } else { "" })
+        match (self.falls_back, self.tagged) {
+            (false, false) => Ok(()),
+            (false, true) => f.write_str(" -b flag-3"),
+            (true, false) => write!(f, " -b {}-fallback", self.scheduler),
+            (true, true) => write!(f, " -b {}-fallback,flag-3", self.scheduler),
+        }
     }
 }
 

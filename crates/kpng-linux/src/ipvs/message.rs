@@ -51,6 +51,8 @@ const DEST_ADDR_FAMILY: u16 = 11;
 
 /// `IP_VS_SVC_F_PERSISTENT`.
 const PERSISTENT: u32 = 1;
+/// `IP_VS_SVC_F_SCHED1`.
+const FALLBACK: u32 = 8;
 /// `IP_VS_SVC_F_SCHED3`.
 const TAG: u32 = 0x20;
 /// `IP_VS_CONN_F_FWD_MASK` and `IP_VS_CONN_F_MASQ`.
@@ -125,10 +127,10 @@ fn put_key(m: &mut MessageBuf, key: ServiceKey) {
 fn put_service(m: &mut MessageBuf, service: &Service) {
     put_key(m, service.key);
     m.put_str(SVC_SCHED_NAME, &service.scheduler);
-    let mut flags = if service.persistence.is_some() { PERSISTENT } else { 0 };
-    if service.tagged {
-        flags |= TAG;
-    }
+    let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+    let flags = flag(service.persistence.is_some(), PERSISTENT)
+        | flag(service.falls_back, FALLBACK)
+        | flag(service.tagged, TAG);
     let mut flags_and_mask = flags.to_ne_bytes().to_vec();
     flags_and_mask.extend_from_slice(&u32::MAX.to_ne_bytes());
     m.put_bytes(SVC_FLAGS, &flags_and_mask);
@@ -208,6 +210,7 @@ pub(super) fn service(reply: Message<'_>) -> Option<Service> {
         key,
         scheduler: find(all, SVC_SCHED_NAME)?.str()?.to_owned(),
         persistence: (flags & PERSISTENT != 0).then_some(timeout),
+        falls_back: flags & FALLBACK != 0,
         tagged: flags & TAG != 0,
     })
 }

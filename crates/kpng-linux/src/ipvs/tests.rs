@@ -52,11 +52,15 @@ fn mark(family: Family, mark: u32) -> ServiceKey {
 
 fn service(key: ServiceKey, scheduler: &str, persistence: Option<u64>) -> Service {
     let persistence = persistence.map(Duration::from_secs);
-    Service { key, scheduler: scheduler.to_owned(), persistence, tagged: false }
+    Service { key, scheduler: scheduler.to_owned(), persistence, falls_back: false, tagged: false }
 }
 
 fn tagged(key: ServiceKey, scheduler: &str, persistence: Option<u64>) -> Service {
     Service { tagged: true, ..service(key, scheduler, persistence) }
+}
+
+fn falling_back(key: ServiceKey, scheduler: &str, persistence: Option<u64>) -> Service {
+    Service { falls_back: true, ..tagged(key, scheduler, persistence) }
 }
 
 fn to(at: &str, weight: u32) -> Destination {
@@ -84,6 +88,8 @@ fn services_are_sent_as_ipvsadm_does() {
         Command::AddService(tagged(address(6, "10.96.0.11:80"), "mh", None)),
         Command::AddService(tagged(dns(), "mh", Some(10_800))),
         Command::AddService(tagged(mark(Family::V4, 1_802_502_145), "rr", None)),
+        Command::AddService(falling_back(address(6, "10.96.0.12:80"), "mh", Some(60))),
+        Command::AddService(falling_back(address(6, "10.96.0.13:80"), "sh", None)),
     ] {
         assert_eq!(captured(&command.to_string()), [encoded(&command)], "{command}");
     }

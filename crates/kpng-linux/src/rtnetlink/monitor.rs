@@ -91,6 +91,14 @@ impl AddressMonitor {
         }
     }
 
+    /// Blocks until there is something to [`read`](Self::read). `false` when `timeout` passed first.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the kernel cannot wait.
+    pub fn wait_readable(&self, timeout: Duration) -> Result<bool> {
+        self.socket.wait(timeout)
+    }
+
     /// Blocks until something changes. `false` when `timeout` passed first.
     ///
     /// # Errors
