@@ -212,7 +212,7 @@ impl Ipvs {
                 let elements = match table.elements(Set::Marks(from).name()) {
                     Ok(elements) => elements,
                     // Another version's table, or somebody's: it is replaced.
-                    Err(error) if error.errno() == Some(rustix::io::Errno::NOENT) => Vec::new(),
+                    Err(error) if error.is_not_there() => Vec::new(),
                     Err(error) => return Err(error.into()),
                 };
                 let marks = elements.iter().filter_map(|element| found_mark(*family, element));

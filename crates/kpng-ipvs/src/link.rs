@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use kpng_linux::rtnetlink::{AddressChange, AddressMonitor, Rtnetlink};
-use rustix::io::Errno;
 
 use crate::state::State;
 use crate::{Addresses, Error, names};
@@ -90,7 +89,7 @@ impl AddressLink {
     pub(crate) fn bind(&mut self, addresses: &Addresses) -> Result<(), Error> {
         for (number, address) in addresses.iter().enumerate() {
             let result = self.rtnetlink.add_address(self.index, *address, prefix(*address));
-            ignore(result, Errno::EXIST)?;
+            unless(kpng_linux::Error::is_there_already, result)?;
             if number % CHANGES_PER_READING == 0 {
                 self.look()?;
             }
@@ -113,7 +112,7 @@ impl AddressLink {
     pub(crate) fn unbind(&mut self, addresses: &Addresses) -> Result<(), Error> {
         for (number, address) in addresses.iter().enumerate() {
             let result = self.rtnetlink.delete_address(self.index, *address, prefix(*address));
-            ignore(result, Errno::ADDRNOTAVAIL)?;
+            unless(kpng_linux::Error::is_not_there, result)?;
             if number % CHANGES_PER_READING == 0 {
                 self.look()?;
             }
@@ -163,9 +162,13 @@ impl AddressLink {
     }
 }
 
-fn ignore(result: kpng_linux::Result<()>, errno: Errno) -> kpng_linux::Result<()> {
+/// The result, but for an error that does no harm.
+fn unless(
+    is_harmless: fn(&kpng_linux::Error) -> bool,
+    result: kpng_linux::Result<()>,
+) -> kpng_linux::Result<()> {
     match result {
-        Err(error) if error.errno() == Some(errno) => Ok(()),
+        Err(error) if is_harmless(&error) => Ok(()),
         other => other,
     }
 }

@@ -25,7 +25,7 @@ fn check(cluster: &str, expected: Expect) {
     let (v4, _) = ruleset.split_once("table ip6").unwrap();
     let mut set = "";
     for line in v4.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix("set ").or(line.strip_prefix("map ")) {
+        if let Some(name) = line.strip_prefix("set ").or_else(|| line.strip_prefix("map ")) {
             set = name.trim_end_matches(" {");
         }
         let first = line.strip_prefix("elements = { ");

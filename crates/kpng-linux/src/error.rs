@@ -141,6 +141,16 @@ impl Error {
         Self::Kernel { what: what.to_string(), message: None, offset: None, errno }
     }
 
+    /// Whether the kernel refused to add an object because it is there.
+    pub fn is_there_already(&self) -> bool {
+        self.errno() == Some(Errno::EXIST)
+    }
+
+    /// Whether the kernel refused to find or delete an object because it is not there.
+    pub fn is_not_there(&self) -> bool {
+        matches!(self.errno(), Some(Errno::NOENT | Errno::SRCH | Errno::ADDRNOTAVAIL))
+    }
+
     /// The kernel's error number, for the variants that have one.
     pub fn errno(&self) -> Option<Errno> {
         match self {

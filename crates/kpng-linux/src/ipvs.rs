@@ -11,10 +11,10 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::Result;
 use crate::genetlink;
 use crate::netlink::{MessageBuf, Protocol, Socket};
 use crate::rtnetlink::Family;
-use crate::{Error, Result};
 
 /// The name of the family.
 const FAMILY: &str = "IPVS";
@@ -189,7 +189,7 @@ impl Ipvs {
     /// `ip_vs` for it.
     ///
     /// # Errors
-    /// [`Error::NoFamily`] when this kernel has no IPVS.
+    /// [`crate::Error::NoFamily`] when this kernel has no IPVS.
     pub fn open() -> Result<Self> {
         let mut socket = Socket::open(Protocol::Generic, 0)?;
         let family = genetlink::family(&mut socket, FAMILY)?;
@@ -208,7 +208,7 @@ impl Ipvs {
     /// The virtual service with this key, if there is one.
     ///
     /// # Errors
-    /// [`Error::Kernel`] when the kernel refuses.
+    /// [`crate::Error::Kernel`] when the kernel refuses.
     pub fn service(&mut self, key: ServiceKey) -> Result<Option<Service>> {
         let mut request = message::get_service(self.family, key);
         let mut found = None;
@@ -218,7 +218,7 @@ impl Ipvs {
             Ok(())
         });
         match result {
-            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) if error.is_not_there() => Ok(None),
             other => other.map(|()| found),
         }
     }
@@ -238,7 +238,7 @@ impl Ipvs {
     /// kernel refuses may have been carried out.
     ///
     /// # Errors
-    /// [`Error::Kernel`] with the first command that the kernel refused.
+    /// [`crate::Error::Kernel`] with the first command that the kernel refused.
     pub fn apply(&mut self, commands: &[Command]) -> Result<()> {
         let mut request = MessageBuf::new();
         for commands in commands.chunks(COMMANDS_PER_DATAGRAM) {
@@ -255,15 +255,9 @@ impl Ipvs {
     /// Sets the timeouts of connections, of the whole network namespace.
     ///
     /// # Errors
-    /// [`Error::Kernel`] when the kernel refuses.
+    /// [`crate::Error::Kernel`] when the kernel refuses.
     pub fn set_timeouts(&mut self, timeouts: &Timeouts) -> Result<()> {
         let mut request = message::set_timeouts(self.family, timeouts);
         self.socket.request(&"set the timeouts of IPVS", &mut request)
     }
-}
-
-/// What the kernel says when there is no such virtual service.
-fn is_missing(error: &Error) -> bool {
-    use rustix::io::Errno;
-    matches!(error.errno(), Some(Errno::SRCH | Errno::NOENT))
 }

@@ -132,7 +132,7 @@ fn what_the_kernel_has_is_taken_over_and_goes_on_waiting() {
         set(&mut ledger, key, Some(&[1, 3]), later),
         ["-a -t -r 3:8080 -m -w 2", "-e -t -r 4:8080 -m -w 0"]
     );
-    assert!(ledger.agrees_with(&[service.clone()]));
+    assert!(ledger.agrees_with(std::slice::from_ref(&service)));
     assert!(!ledger.agrees_with(&[]));
     assert!(!ledger.agrees_with(&[Service { scheduler: "sh".to_owned(), ..service }]));
     let kernel = [(1, 2, 0), (2, 0, 7), (3, 2, 0), (4, 0, 7)];
