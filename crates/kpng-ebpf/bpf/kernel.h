@@ -51,6 +51,7 @@ HELPER(int, set_retval, int retval);
 #define htons(x) ((__u16)__builtin_bswap16(x))
 #define ntohs(x) ((__u16)__builtin_bswap16(x))
 #define htonl(x) ((__u32)__builtin_bswap32(x))
+#define ntohl(x) ((__u32)__builtin_bswap32(x))
 
 #define AF_INET 2
 #define AF_INET6 10

@@ -112,6 +112,10 @@ FUNCTION int begin(struct __sk_buff *skb, const struct packet *packet, struct fl
 {
     if (!packet || !to)
         return PASS;
+    /* Most packets by far: those of connections that are none of ours. */
+    int goes_on = packet->key.protocol == IPPROTO_TCP && !opens(packet);
+    if (goes_on && !in_ranges(SERVICE_RANGES, &packet->key.destination))
+        return PASS;
     struct frontend *frontend = frontend_of(packet, 0);
     if (!frontend)
         return unclaimed(&packet->key.destination);
@@ -124,7 +128,7 @@ FUNCTION int begin(struct __sk_buff *skb, const struct packet *packet, struct fl
      * A TCP connection that began before: conntrack may know it, from a time when the stack
      * translated the node's services.
      */
-    if (packet->key.protocol == IPPROTO_TCP && !opens(packet))
+    if (goes_on)
         return PASS;
     struct endpoint target = {};
     if (!choose_target(frontend, choice, &packet->key.source, &target))

@@ -201,10 +201,11 @@ INLINE int reset_of(struct __sk_buff *skb, const struct packet *packet, struct t
         reset->sequence = tcp.acknowledgement;
         return 1;
     }
-    __u32 payload = skb->len - packet->l4 - (tcp.data_offset >> 4) * 4;
+    /* The frame may be longer than the packet, which a network fills up to its least length. */
+    __u32 payload = packet->l3 + packet->length - packet->l4 - (tcp.data_offset >> 4) * 4;
     payload += (tcp.flags & TCP_SYN) != 0;
     payload += (tcp.flags & TCP_FIN) != 0;
-    reset->acknowledgement = htonl(htonl(tcp.sequence) + payload);
+    reset->acknowledgement = htonl(ntohl(tcp.sequence) + payload);
     reset->flags |= TCP_ACK;
     return 1;
 }

@@ -51,9 +51,11 @@ INLINE void prepare(struct __sk_buff *skb, const struct packet *packet, const st
     fib->tot_len = packet->length;
     fib->ifindex = skb->ifindex;
     if (packet->v6) {
+        fib->flowinfo = packet->class;
         __builtin_memcpy(fib->ipv6_src, &to->source, sizeof(fib->ipv6_src));
         __builtin_memcpy(fib->ipv6_dst, &to->destination, sizeof(fib->ipv6_dst));
     } else {
+        fib->tos = packet->class;
         fib->ipv4_src = to->source.word[3];
         fib->ipv4_dst = to->destination.word[3];
     }

@@ -21,6 +21,8 @@
 /* More of them than a sane packet has. */
 #define IPV6_EXTENSIONS 4
 
+#define UDP_HEADER 8
+
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
@@ -76,6 +78,7 @@ struct icmp_header {
 struct packet {
     struct flow_key key; /* ports are 0 unless has_ports */
     __u32 length;        /* from the IP header on; of one segment if it is to be segmented */
+    __u32 class;         /* what routes may depend on: type of service, or IPv6 flow information */
     __u32 fragment_id;
     __u16 l3; /* where the IP header is */
     __u16 l4; /* where the transport's header is */
@@ -98,6 +101,7 @@ FUNCTION int read_v4(struct __sk_buff *skb, struct packet *packet)
     packet->key.destination = from_v4(ip.addresses[1]);
     packet->key.protocol = ip.protocol;
     packet->length = ntohs(ip.total_length);
+    packet->class = ip.tos;
     packet->hop_limit = ip.ttl;
     packet->l4 = packet->l3 + (ip.version_and_length & 0xf) * 4;
     __u16 fragment = ntohs(ip.fragment);
@@ -119,6 +123,7 @@ FUNCTION int read_v6(struct __sk_buff *skb, struct packet *packet)
     packet->key.source = ip.addresses[0];
     packet->key.destination = ip.addresses[1];
     packet->length = sizeof(ip) + ntohs(ip.payload_length);
+    packet->class = ip.version_class_flow & htonl(0x0fffffff);
     packet->hop_limit = ip.hop_limit;
     packet->l4 = packet->l3 + sizeof(ip);
     __u8 next = ip.next_header;
@@ -154,15 +159,22 @@ INLINE int read_ports(struct __sk_buff *skb, struct packet *packet)
     return 1;
 }
 
-INLINE int read_tcp(struct __sk_buff *skb, struct packet *packet)
+/* Reads the transport's header. */
+FUNCTION int read_transport(struct __sk_buff *skb, struct packet *packet)
 {
-    struct tcp_header tcp;
-    if (bpf_skb_load_bytes(skb, packet->l4, &tcp, sizeof(tcp)))
+    if (!packet || !read_ports(skb, packet))
         return 0;
-    packet->tcp_flags = tcp.flags;
+    __u32 header = UDP_HEADER;
+    if (packet->key.protocol == IPPROTO_TCP) {
+        struct tcp_header tcp;
+        if (bpf_skb_load_bytes(skb, packet->l4, &tcp, sizeof(tcp)))
+            return 0;
+        packet->tcp_flags = tcp.flags;
+        header = (tcp.data_offset >> 4) * 4;
+    }
     /* Whoever limits the size of packets sees the segments. */
     if (skb->gso_size)
-        packet->length = packet->l4 - packet->l3 + (tcp.data_offset >> 4) * 4 + skb->gso_size;
+        packet->length = packet->l4 - packet->l3 + header + skb->gso_size;
     return 1;
 }
 
@@ -215,11 +227,7 @@ FUNCTION int read_packet(struct __sk_buff *skb, struct packet *packet)
     }
     if (!is_tcp_or_udp(packet))
         return 1;
-    if (!packet->is_later_fragment) {
-        if (!read_ports(skb, packet))
-            return 0;
-        if (packet->key.protocol == IPPROTO_TCP && !read_tcp(skb, packet))
-            return 0;
-    }
+    if (!packet->is_later_fragment && !read_transport(skb, packet))
+        return 0;
     return !packet->is_fragment || fragment_ports(packet);
 }
