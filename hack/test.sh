@@ -12,6 +12,7 @@ packages=()
 need() { command -v "$1" >/dev/null || packages+=("$2"); }
 need nft nftables
 need ip iproute2
+need ethtool ethtool
 need iptables iptables
 need conntrack conntrack
 need clang clang
