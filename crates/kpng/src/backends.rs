@@ -3,6 +3,8 @@
 //! A backend is one crate, one feature of this one, one module here with a [`Row`], and its flags in
 //! `cli::backends`.
 
+#[cfg(feature = "ebpf")]
+mod ebpf;
 mod healthchecks;
 #[cfg(feature = "iptables")]
 mod iptables;
@@ -46,6 +48,8 @@ pub const ALL: &[Row] = &[
     nft::ROW,
     #[cfg(feature = "iptables")]
     iptables::ROW,
+    #[cfg(feature = "ebpf")]
+    ebpf::ROW,
     healthchecks::ROW,
 ];
 

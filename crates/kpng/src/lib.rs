@@ -28,6 +28,8 @@ pub mod service_health;
 pub mod signals;
 pub mod sinks;
 
+#[cfg(feature = "ebpf")]
+pub use kpng_ebpf;
 #[cfg(feature = "iptables")]
 pub use kpng_iptables;
 #[cfg(feature = "nft")]

@@ -15,6 +15,9 @@ pub enum BackendCommand {
     /// Program the kernel by iptables-restore
     #[cfg(feature = "iptables")]
     ToIptables(IptablesArgs),
+    /// Attach eBPF programs to sockets and devices
+    #[cfg(feature = "ebpf")]
+    ToEbpf(EbpfArgs),
     /// Answer health check node ports only, for those who have a data path of their own
     ToHealthchecks,
     /// Print a line of JSON for each changed service
@@ -64,6 +67,8 @@ impl BackendCommand {
                 };
                 args.common.chosen(config)
             }
+            #[cfg(feature = "ebpf")]
+            Self::ToEbpf(args) => args.common.clone().chosen(args.config()),
             Self::ToHealthchecks => {
                 Chosen::Backend(Box::new(Healthchecks), Work::Run { replace_kube_proxy: false })
             }
@@ -161,5 +166,55 @@ impl From<IptablesVariant> for kpng_iptables::Variant {
             IptablesVariant::Legacy => Self::Legacy,
             IptablesVariant::Nft => Self::Nft,
         }
+    }
+}
+
+/// Flags of `to-ebpf`.
+#[cfg(feature = "ebpf")]
+#[derive(Clone, Debug, Args)]
+pub struct EbpfArgs {
+    /// Those of every backend.
+    #[command(flatten)]
+    pub common: BackendArgs,
+    /// The control group (version 2) whose sockets are served [default: the root of the hierarchy]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<std::path::PathBuf>,
+    /// Our own directory in a BPF file system, for programs and maps that outlive the process
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/kpng")]
+    pub bpffs_root: std::path::PathBuf,
+    /// Devices at which packets are served: names, or beginnings of names with `+` behind
+    /// [default: all that are up and belong to no bridge]
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    pub devices: Vec<String>,
+    /// Source ports of masqueraded connections, which nobody else may use
+    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535", value_parser = port_range)]
+    pub snat_ports: std::ops::RangeInclusive<u16>,
+    /// How many directions of connections are remembered, two for each
+    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..))]
+    pub flows: u32,
+}
+
+#[cfg(feature = "ebpf")]
+impl EbpfArgs {
+    fn config(self) -> kpng_ebpf::Config {
+        kpng_ebpf::Config {
+            root: self.bpffs_root,
+            cgroup_root: self.cgroup_root,
+            devices: self.devices,
+            snat_ports: self.snat_ports,
+            flows: self.flows,
+            ..kpng_ebpf::Config::default()
+        }
+    }
+}
+
+#[cfg(feature = "ebpf")]
+fn port_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
+    let bounds = text
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.parse::<u16>().ok()?, last.parse::<u16>().ok()?)));
+    match bounds {
+        Some((first, last)) if 0 < first && first <= last => Ok(first..=last),
+        _ => Err("two ports, the lower one first, such as 61000-65535".to_owned()),
     }
 }
