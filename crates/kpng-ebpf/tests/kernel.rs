@@ -2,12 +2,22 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use kpng_core::Backend;
-use kpng_core::plan::Plan;
+use kpng_core::model::Family;
+use kpng_core::plan::{Plan, Planner};
 use kpng_ebpf::{Config, Ebpf, GAPS};
+use kpng_linux::rtnetlink::Rtnetlink;
 use kpng_testkit::bpf::BpfPlace;
 use kpng_testkit::cases::CASES;
-use kpng_testkit::conformance::{Conformance, OnNode, all_services, network, plan};
+use kpng_testkit::conformance::{Conformance, OnNode, all_services, network, plan, plan_of};
+use kpng_testkit::fixture::address;
+use kpng_testkit::network::{Host, Outcome};
 
 fn config(place: &BpfPlace) -> Config {
     Config {
@@ -39,4 +49,210 @@ fn packets_go_where_the_plan_says() {
     }
     let wrong = conformance.finish();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A service of these pods, on TCP and UDP, with a node port.
+fn web(pods: &str) -> Planner {
+    plan_of(&format!(
+        "service t/web cluster=cluster.1 port=http:80:30001 port=dns:53/UDP:30053
+         slice t/web http=8080 dns=53/UDP
+         {pods}
+         service t/sticky cluster=cluster.2 port=http:80 affinity=600
+         slice t/sticky http=8080
+         {pods}"
+    ))
+}
+
+fn at(name: &str, family: Family, port: u16) -> SocketAddr {
+    SocketAddr::new(address(name, family), port)
+}
+
+/// The files below a directory.
+fn files(directory: &Path) -> BTreeSet<PathBuf> {
+    let Ok(list) = std::fs::read_dir(directory) else { return BTreeSet::new() };
+    let entries = list.map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { [path].into() }).collect()
+}
+
+#[test]
+fn applications_see_the_frontend_that_they_asked_for() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let node = OnNode::new(&network, ebpf(&place));
+    node.sync(web("pod1\nremote1").plan(), None);
+    for host in [network.pod(3), &network.node] {
+        for family in Family::ALL {
+            let web = at("cluster.1", family, 80);
+            let stream = host.run(move || TcpStream::connect(web)).unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), web);
+            let dns = at("cluster.1", family, 53);
+            let any = if family == Family::V4 { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = host.run(move || UdpSocket::bind(any)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            let mut answer = [0; 100];
+            socket.send_to(b"?", dns).unwrap();
+            assert_eq!(socket.recv_from(&mut answer).unwrap().1, dns, "{}", host.name());
+            socket.connect(dns).unwrap();
+            assert_eq!(socket.peer_addr().unwrap(), dns);
+            socket.send(b"?").unwrap();
+            assert_eq!(socket.recv_from(&mut answer).unwrap().1, dns, "{}", host.name());
+        }
+    }
+}
+
+#[test]
+fn a_restart_keeps_connections_and_affinity() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    network.pod(1).serve_echo(&[7000]);
+    let planner = plan_of(
+        "service t/web cluster=cluster.1 port=http:80:30001
+         slice t/web http=7000
+         pod1
+         service t/sticky cluster=cluster.2 port=http:80 affinity=600
+         slice t/sticky http=8080
+         pod1\npod2\npod3\nremote1\nremote2",
+    );
+    let first = OnNode::new(&network, ebpf(&place));
+    first.sync(planner.plan(), None);
+    let mut flows: Vec<_> = Family::ALL
+        .into_iter()
+        .map(|family| network.client.tcp_flow(None, at("node", family, 30001)).unwrap())
+        .collect();
+    let sticky = |host: &Host| {
+        let answer = host.tcp(None, at("cluster.2", Family::V4, 80));
+        answer.answered_by().map(str::to_owned)
+    };
+    let hosts = [network.pod(4), &network.node, &network.client];
+    let before = hosts.map(sticky);
+    assert!(before.iter().all(Option::is_some), "{before:?}");
+    let pins = files(&place.pins);
+    for _ in 0..5 {
+        let next = OnNode::new(&network, ebpf(&place));
+        next.sync(planner.plan(), None);
+        assert!(!next.disturbed());
+        assert_eq!(files(&place.pins), pins);
+        assert_eq!(hosts.map(sticky), before);
+        flows.iter_mut().for_each(|flow| flow.echo("still here").unwrap());
+    }
+    drop(first);
+    // Without any process the data path goes on.
+    assert_eq!(hosts.map(sticky), before);
+}
+
+#[test]
+fn what_others_take_away_comes_back_and_cleanup_leaves_nothing() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let node = OnNode::new(&network, ebpf(&place));
+    let planner = web("pod1");
+    node.sync(planner.plan(), None);
+    let works = || {
+        let pod = network.pod(3).tcp(None, at("cluster.1", Family::V4, 80));
+        let client = network.client.tcp(None, at("node", Family::V6, 30001));
+        pod.answered_by().is_some() && client.answered_by().is_some()
+    };
+    assert!(works() && !node.disturbed());
+    let pins = files(&place.pins);
+    std::fs::write(place.pins.parent().unwrap().join("theirs"), "").unwrap_err();
+    std::fs::create_dir(place.pins.parent().unwrap().join("theirs")).unwrap();
+    for gone in pins.iter().filter(|path| path.parent().unwrap().ends_with("links")) {
+        std::fs::remove_file(gone).unwrap();
+        assert!(node.disturbed(), "{}", gone.display());
+        node.sync(planner.plan(), None);
+        assert_eq!(files(&place.pins), pins);
+        assert!(!node.disturbed());
+    }
+    assert!(works());
+    node.cleanup();
+    assert!(!place.pins.exists());
+    assert!(place.pins.parent().unwrap().join("theirs").exists());
+    // The kernel detaches what lost its last name in the background.
+    let start = Instant::now();
+    while works() {
+        assert!(start.elapsed() < Duration::from_secs(5), "it still works");
+    }
+}
+
+#[test]
+fn tables_grow_and_devices_are_followed() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let node = OnNode::new(&network, ebpf(&place));
+    let small = web("pod1");
+    node.sync(small.plan(), None);
+    let mut text = String::new();
+    for n in 0..2000 {
+        text += &format!(
+            "service t/web{n} cluster=cluster.{} port=http:{}\nslice t/web{n} http=8080\npod1\npod2\n",
+            10 + n % 100,
+            1000 + n
+        );
+    }
+    let large = plan_of(&text);
+    node.sync(large.plan(), Some(all_services(small.plan(), large.plan())));
+    for n in [0, 999, 1999] {
+        let to = at(&format!("cluster.{}", 10 + n % 100), Family::V6, 1000 + n);
+        assert!(network.pod(3).tcp(None, to).answered_by().is_some());
+    }
+    assert_eq!(
+        network.pod(3).tcp(None, at("cluster.1", Family::V4, 80)),
+        Outcome::TimedOut,
+        "the old services are gone"
+    );
+    let links = files(&place.pins.join("links")).len();
+    network.node.run(|| {
+        let mut rtnetlink = Rtnetlink::open().unwrap();
+        rtnetlink.add_bridge("new").unwrap();
+        let link = rtnetlink.link("new").unwrap().index;
+        rtnetlink.set_up(link).unwrap();
+    });
+    assert!(!node.disturbed());
+    assert_eq!(files(&place.pins.join("links")).len(), links + 2);
+    network.node.run(|| {
+        let mut rtnetlink = Rtnetlink::open().unwrap();
+        let link = rtnetlink.link("new").unwrap().index;
+        rtnetlink.delete_link(link).unwrap();
+    });
+    assert!(!node.disturbed());
+    assert_eq!(files(&place.pins.join("links")).len(), links);
+}
+
+#[test]
+fn nobody_is_refused_while_endpoints_and_processes_come_and_go() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let mut node = OnNode::new(&network, ebpf(&place));
+    let (one, four) = (web("pod1"), web("pod1\npod2\npod3\nremote1"));
+    node.sync(one.plan(), None);
+    let ends = AtomicBool::new(false);
+    let ask = |host: &Host, to: SocketAddr| {
+        let mut asked = 0;
+        while !ends.load(Ordering::Relaxed) {
+            let outcome = host.tcp(None, to);
+            assert!(outcome.answered_by().is_some(), "{outcome:?}, {to}, after {asked}");
+            asked += 1;
+            // A masqueraded connection has a port of its own for a while, also when it is closed.
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        asked
+    };
+    std::thread::scope(|scope| {
+        let pod = scope.spawn(|| ask(network.pod(4), at("cluster.1", Family::V4, 80)));
+        let client = scope.spawn(|| ask(&network.client, at("node", Family::V6, 30001)));
+        let (start, mut changes) = (Instant::now(), 0);
+        while start.elapsed() < Duration::from_secs(5) {
+            for (before, after) in [(&one, &four), (&four, &one)] {
+                node.sync(after.plan(), Some(all_services(before.plan(), after.plan())));
+                changes += 1;
+            }
+            if changes % 50 == 0 {
+                node = OnNode::new(&network, ebpf(&place));
+                node.sync(one.plan(), None);
+            }
+        }
+        ends.store(true, Ordering::Relaxed);
+        let asked = [pod.join().unwrap(), client.join().unwrap()];
+        assert!(asked.iter().all(|asked| *asked > 100) && changes > 100, "{asked:?} {changes}");
+    });
 }
