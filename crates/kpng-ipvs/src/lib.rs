@@ -21,7 +21,6 @@
 
 mod config;
 mod dry_run;
-mod foreign;
 mod ledger;
 mod link;
 mod marks;
@@ -45,7 +44,6 @@ use tracing::warn;
 
 pub use config::{Config, SCHEDULERS};
 pub use dry_run::ruleset_text;
-pub use foreign::remove_kube_proxy;
 
 use ledger::{Commands, Ledger};
 use link::AddressLink;

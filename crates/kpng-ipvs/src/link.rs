@@ -9,6 +9,9 @@ use kpng_linux::rtnetlink::{AddressChange, AddressMonitor, Rtnetlink};
 use crate::state::State;
 use crate::{Addresses, Error, names};
 
+/// kube-proxy's link for the same purpose: its addresses are not the node's own.
+const KUBE_PROXYS: &str = "kube-ipvs0";
+
 /// The link, and what happens to links and addresses.
 #[derive(Debug)]
 pub(crate) struct AddressLink {
@@ -72,7 +75,7 @@ impl AddressLink {
             self.rtnetlink.set_up(link.index)?;
         }
         let mut found = FoundAddresses::default();
-        for address in self.rtnetlink.addresses()? {
+        for address in self.rtnetlink.addresses()?.into_iter().filter(|a| a.name != KUBE_PROXYS) {
             let list = match address.index == self.index {
                 true => &mut found.bound,
                 false => &mut found.others,

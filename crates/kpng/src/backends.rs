@@ -8,6 +8,8 @@ mod ebpf;
 mod healthchecks;
 #[cfg(feature = "iptables")]
 mod iptables;
+#[cfg(feature = "ipvs")]
+mod ipvs;
 #[cfg(feature = "nft")]
 mod nft;
 
@@ -50,6 +52,8 @@ pub const ALL: &[Row] = &[
     iptables::ROW,
     #[cfg(feature = "ebpf")]
     ebpf::ROW,
+    #[cfg(feature = "ipvs")]
+    ipvs::ROW,
     healthchecks::ROW,
 ];
 

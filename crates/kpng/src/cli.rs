@@ -278,7 +278,7 @@ pub struct LocalArgs {
     /// Shortest time between two updates of the kernel; changes gather meanwhile
     #[arg(
         long,
-        visible_alias = "iptables-min-sync-period",
+        visible_aliases = ["iptables-min-sync-period", "ipvs-min-sync-period"],
         global = true,
         value_parser = duration,
         default_value = "20ms",

@@ -32,6 +32,8 @@ pub mod sinks;
 pub use kpng_ebpf;
 #[cfg(feature = "iptables")]
 pub use kpng_iptables;
+#[cfg(feature = "ipvs")]
+pub use kpng_ipvs;
 #[cfg(feature = "nft")]
 pub use kpng_nft;
 pub use {kpng_api, kpng_core, kpng_file, kpng_kube, kpng_linux};

@@ -1,6 +1,12 @@
 //! The backends' commands and flags, and what is chosen by them.
 
+#[cfg(feature = "ipvs")]
+mod ipvs;
+
 use clap::{Args, Subcommand};
+
+#[cfg(feature = "ipvs")]
+pub use ipvs::IpvsArgs;
 
 use super::LocalArgs;
 use crate::backends::{Choice, Healthchecks};
@@ -18,6 +24,9 @@ pub enum BackendCommand {
     /// Attach eBPF programs to sockets and devices
     #[cfg(feature = "ebpf")]
     ToEbpf(EbpfArgs),
+    /// Program the kernel's IPVS
+    #[cfg(feature = "ipvs")]
+    ToIpvs(IpvsArgs),
     /// Answer health check node ports only, for those who have a data path of their own
     ToHealthchecks,
     /// Print a line of JSON for each changed service
@@ -69,6 +78,11 @@ impl BackendCommand {
             }
             #[cfg(feature = "ebpf")]
             Self::ToEbpf(args) => args.common.clone().chosen(args.config()),
+            #[cfg(feature = "ipvs")]
+            Self::ToIpvs(args) => {
+                let config = args.config(local);
+                args.common.chosen(config)
+            }
             Self::ToHealthchecks => {
                 Chosen::Backend(Box::new(Healthchecks), Work::Run { replace_kube_proxy: false })
             }

@@ -1,25 +1,16 @@
-//! Removes what kube-proxy's ipvs mode left behind, on request.
+//! What kube-proxy's ipvs mode left beside chains.
 
 use std::collections::BTreeSet;
 
+use kpng_linux::Result;
 use kpng_linux::ipvs::{Command, Ipvs, ServiceKey};
 use kpng_linux::rtnetlink::Rtnetlink;
-
-use crate::Error;
 
 /// kube-proxy's link for virtual addresses.
 const LINK: &str = "kube-ipvs0";
 
-/// Removes kube-proxy's link `kube-ipvs0`, and the virtual services at its addresses that are not ours.
-/// Returns what was removed.
-///
-/// Virtual services of node ports, which are at the node's own addresses, could be anybody's: those that
-/// are wanted were taken over (see [`crate::Config::take_over`]), others stay. So do ipsets whose names
-/// start with `KUBE-`; `kube-proxy --cleanup` removes them.
-///
-/// # Errors
-/// When the kernel refuses; what was removed until then stays removed.
-pub fn remove_kube_proxy() -> Result<Vec<String>, Error> {
+/// Removes kube-proxy's link, and the virtual services at its addresses that are not ours.
+pub(super) fn remove() -> Result<Vec<String>> {
     let mut rtnetlink = Rtnetlink::open()?;
     let link = match rtnetlink.link(LINK) {
         Err(kpng_linux::Error::NoLink { .. }) => return Ok(Vec::new()),
@@ -34,9 +25,8 @@ pub fn remove_kube_proxy() -> Result<Vec<String>, Error> {
     let mut ipvs = Ipvs::open()?;
     let mut removed = Vec::new();
     let mut commands = Vec::new();
-    for service in ipvs.services()? {
+    for service in ipvs.services()?.into_iter().filter(|service| !service.tagged) {
         if let ServiceKey::Address { address, .. } = service.key
-            && !service.tagged
             && theirs.contains(&address)
         {
             removed.push(format!("virtual service {}", service.key));
