@@ -2,9 +2,10 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::model::{Family, NamespacedName, Protocol};
-use crate::plan::{At, FrontendKey, LOCALHOST, NodeFacts, Packet, Plan, ServicePlan};
+use crate::plan::{Action, At, FrontendKey, LOCALHOST, NodeFacts, Packet, Plan, ServicePlan};
 
 /// A mechanism that makes a node behave as a [`Plan`] says.
 ///
@@ -57,6 +58,15 @@ pub trait Backend: Send {
     fn gaps(&self) -> &'static [Gap] {
         &[]
     }
+
+    /// The numbers that it keeps, for monitoring; `None` when it keeps none. Asked once.
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        None
+    }
+
+    /// The process is about to end: finishes what goes through it. Takes no longer than the backend's
+    /// configuration says. What is installed stays.
+    fn drain(&mut self) {}
 
     /// Removes everything that this backend ever installed, also by an earlier process. Goes on
     /// after a failure.
@@ -130,6 +140,8 @@ pub enum Capability {
     Sctp,
     /// Node ports on 127.0.0.1.
     LocalhostNodePorts,
+    /// Endpoints see the addresses of clients where a plan does not masquerade.
+    ClientAddress,
 }
 
 impl Capability {
@@ -138,6 +150,7 @@ impl Capability {
         match self {
             Self::Sctp => "sctp",
             Self::LocalhostNodePorts => "localhost-node-ports",
+            Self::ClientAddress => "client-address",
         }
     }
 
@@ -150,14 +163,23 @@ impl Capability {
                 let at_node = |at| matches!(at, At::NodePort(Family::V4));
                 facts.localhost_node_ports && frontends.any(|frontend| at_node(frontend.at))
             }
+            // External policy Local is asked for to have them.
+            Self::ClientAddress => frontends.any(|frontend| {
+                let is_internal =
+                    matches!(frontend.at, At::Vip(ip) if plan.cluster_ips.contains(&ip));
+                let kept =
+                    matches!(frontend.route.outside, Action::Forward { masquerade: false, .. });
+                !is_internal && kept
+            }),
         }
     }
 
-    /// Whether what happens to a packet depends on it.
+    /// Whether what happens to a packet, beside its source address, depends on it.
     pub fn concerns(self, packet: &Packet<'_>) -> bool {
         match self {
             Self::Sctp => packet.protocol == Protocol::Sctp,
             Self::LocalhostNodePorts => packet.destination == LOCALHOST,
+            Self::ClientAddress => false,
         }
     }
 }
@@ -167,8 +189,31 @@ impl fmt::Display for Capability {
         f.write_str(match self {
             Self::Sctp => "SCTP",
             Self::LocalhostNodePorts => "node ports on 127.0.0.1",
+            Self::ClientAddress => "client addresses",
         })
     }
+}
+
+/// Numbers that a backend keeps while it works. Read from any thread, at any time.
+pub trait Metrics: fmt::Debug + Send + Sync {
+    /// All of them as they are now.
+    fn read(&self) -> Vec<Metric>;
+}
+
+/// One number.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metric {
+    /// Its name as Prometheus' conventions have it, without the prefix of the program and, for a
+    /// counter, without `_total`.
+    pub name: &'static str,
+    /// What it tells, for people.
+    pub help: &'static str,
+    /// It only grows.
+    pub is_counter: bool,
+    /// What tells it from others of the same name.
+    pub labels: Vec<(&'static str, String)>,
+    /// The number.
+    pub value: f64,
 }
 
 /// Why a backend failed; it says itself what was attempted and on which object.

@@ -153,6 +153,30 @@ impl Conntrack {
         self.dump(family, protocol, show)
     }
 
+    /// Where the connection was sent to whose answers go this way, before address translation; `None`
+    /// when there is no such connection.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`] when the kernel refuses.
+    pub fn original_destination(
+        &mut self,
+        protocol: u8,
+        reply: &Tuple,
+    ) -> Result<Option<SocketAddr>> {
+        let mut message = message(CT_GET, Family::of(reply.source.ip()));
+        message.nest(CTA_TUPLE_REPLY, |m| put_tuple(m, protocol, reply));
+        let what = format_args!("find the connection that {} answers", reply.source);
+        let mut found = None;
+        let result = self.socket.query(&what, &mut message, |message| {
+            found = decode(message).map(|entry| entry.original.destination);
+            Ok(())
+        });
+        match result {
+            Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
+            result => result.map(|()| found),
+        }
+    }
+
     /// Whether the kernel filters listings, as far as is known: Linux before 5.8 does not.
     pub fn filters_in_kernel(&self) -> bool {
         self.kernel_filters

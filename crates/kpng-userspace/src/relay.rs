@@ -1,0 +1,129 @@
+//! Moves bytes between two connections, both ways, within the kernel.
+
+use std::io;
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::pipe::{SpliceFlags, splice};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use crate::pipes::{CAPACITY, Pipe, Pipes};
+
+/// Moves bytes until both sides have said all, one fails, or nothing came for `idle`. A side that has
+/// said all can still be told (half-close).
+///
+/// # Errors
+/// When a side fails: the other has to be reset.
+pub(crate) async fn relay(
+    a: &TcpStream,
+    b: &TcpStream,
+    pipes: &Pipes,
+    idle: Duration,
+    bytes: &AtomicU64,
+) -> io::Result<()> {
+    let activity = Activity::new();
+    let one = Way { from: a, to: b, pipes, bytes, activity: &activity };
+    let other = Way { from: b, to: a, ..one };
+    tokio::select! {
+        result = async { tokio::try_join!(one.run(), other.run()) } => result.map(|_| ()),
+        () = activity.idle_for(idle) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// When a byte moved last.
+struct Activity {
+    start: Instant,
+    /// Milliseconds since the start.
+    last: AtomicU64,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self { start: Instant::now(), last: AtomicU64::new(0) }
+    }
+
+    fn note(&self) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    async fn idle_for(&self, limit: Duration) {
+        loop {
+            let last = self.start + Duration::from_millis(self.last.load(Ordering::Relaxed));
+            let Some(left) = limit.checked_sub(last.elapsed()) else { return };
+            tokio::time::sleep(left.max(Duration::from_millis(1))).await;
+        }
+    }
+}
+
+/// One direction.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    from: &'a TcpStream,
+    to: &'a TcpStream,
+    pipes: &'a Pipes,
+    bytes: &'a AtomicU64,
+    activity: &'a Activity,
+}
+
+impl Way<'_> {
+    async fn run(self) -> io::Result<()> {
+        loop {
+            self.from.readable().await?;
+            let pipe = self.pipes.take()?;
+            let more = self.drain(&pipe).await?;
+            self.pipes.put(pipe);
+            if !more {
+                // Who is gone altogether needs not be told.
+                return match SockRef::from(self.to).shutdown(Shutdown::Write) {
+                    Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
+                    _ => Ok(()),
+                };
+            }
+        }
+    }
+
+    /// Moves what there is. Whether more may come.
+    async fn drain(&self, pipe: &Pipe) -> io::Result<bool> {
+        loop {
+            match self.fill(pipe) {
+                Ok(0) => return Ok(false),
+                Ok(count) => self.empty(pipe, count).await?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn fill(&self, pipe: &Pipe) -> io::Result<usize> {
+        self.from.try_io(Interest::READABLE, || {
+            let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+            Ok(splice(self.from, None, &pipe.writer, None, CAPACITY, flags)?)
+        })
+    }
+
+    async fn empty(&self, pipe: &Pipe, mut left: usize) -> io::Result<()> {
+        self.bytes.fetch_add(left as u64, Ordering::Relaxed);
+        self.activity.note();
+        while left > 0 {
+            let moved = self.to.try_io(Interest::WRITABLE, || {
+                let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+                Ok(splice(&pipe.reader, None, self.to, None, left, flags)?)
+            });
+            match moved {
+                Ok(count) => {
+                    left -= count;
+                    self.activity.note();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.to.writable().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,31 @@
+//! The conformance table by real packets, in both families.
+
+use kpng_core::Backend;
+use kpng_core::plan::Plan;
+use kpng_testkit::cases::CASES;
+use kpng_testkit::conformance::{Conformance, OnNode, all_services, network, plan};
+use kpng_userspace::{Config, Userspace};
+
+fn userspace(folder: &std::path::Path) -> impl FnOnce() -> Box<dyn Backend> + Send + 'static {
+    let config = Config { state_dir: folder.to_owned(), ..Config::default() };
+    || Box::new(Userspace::open(config).expect("nf_tables can be used"))
+}
+
+#[test]
+fn every_case_by_changes() {
+    let Some(network) = network() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = OnNode::new(&network, userspace(folder.path()));
+    let mut conformance = Conformance::new(node.gaps());
+    let mut before = Plan::default();
+    node.sync(&before, None);
+    for case in CASES {
+        let plan = plan(case).plan().clone();
+        node.sync(&plan, Some(all_services(&before, &plan)));
+        conformance.check(case, &network);
+        assert!(!node.disturbed(), "{}: only we were here", case.name);
+        before = plan;
+    }
+    assert_eq!(conformance.finish(), [""; 0]);
+    node.cleanup();
+}
