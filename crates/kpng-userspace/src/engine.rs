@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kpng_core::model::Family;
@@ -12,12 +12,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, watch};
+use tracing::debug;
 
 use crate::affinity::Affinity;
 use crate::pipes::Pipes;
 use crate::routes::Routes;
 use crate::stats::Stats;
-use crate::{Config, Error, tcp, udp};
+use crate::{Config, Error, successor, tcp, udp};
 
 /// More threads than this are in each other's way.
 const MAX_THREADS: usize = 4;
@@ -57,6 +58,8 @@ pub(crate) struct Engine {
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
     stop: watch::Sender<bool>,
+    /// A successor has come.
+    retired: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -65,6 +68,7 @@ impl Engine {
         config: &Config,
         routes: Arc<Routes>,
         stats: Arc<Stats>,
+        retired: Arc<AtomicBool>,
     ) -> Result<Self, Error> {
         let limit = config.max_connections.map_or_else(limit_of_files, u64::from);
         stats.limit.store(limit, Ordering::Relaxed);
@@ -107,7 +111,10 @@ impl Engine {
                 saved.affinity.save();
             }
         });
-        Ok(Self { ports, shared, runtime: Some(runtime), stop })
+        let what = "socket for a successor";
+        successor::wait(Arc::clone(&shared), Arc::clone(&retired))
+            .map_err(|source| Error::Socket { what, source })?;
+        Ok(Self { ports, shared, runtime: Some(runtime), stop, retired })
     }
 
     /// Accepts nothing more, and lets what runs go on until it ends, but no longer than `limit`.
@@ -123,6 +130,12 @@ impl Engine {
 
     fn end(&mut self) {
         self.shared.affinity.save();
+        // Else the one who waits is another process.
+        if !self.retired.load(Ordering::Acquire)
+            && let Err(error) = successor::succeed()
+        {
+            debug!(%error, "cannot end the wait for a successor");
+        }
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

@@ -19,6 +19,7 @@ mod render;
 mod routes;
 mod rules;
 mod stats;
+mod successor;
 mod tcp;
 mod udp;
 
@@ -27,6 +28,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kpng_core::backend::{Backend, BackendError, Capability, Gap, Metrics};
@@ -114,6 +116,8 @@ pub struct Userspace {
     routes: Arc<Routes>,
     stats: Arc<stats::Stats>,
     engine: Option<Engine>,
+    /// Another process serves this node now: the rules are its own.
+    retired: Arc<AtomicBool>,
     /// What was written; `None` when that is not known.
     written: Option<Written>,
 }
@@ -134,7 +138,8 @@ impl Userspace {
         let open = |family| Ok((family, OwnedTable::open(names::table(family), names::sets())?));
         let tables = Family::ALL.into_iter().map(open).collect::<Result<_, Error>>()?;
         let (routes, stats) = (Arc::default(), Arc::default());
-        Ok(Self { config, tables, routes, stats, engine: None, written: None })
+        let (engine, retired, written) = (None, Arc::default(), None);
+        Ok(Self { config, tables, routes, stats, engine, retired, written })
     }
 
     fn write_all(&mut self, plan: &Plan) -> Result<Written, Error> {
@@ -142,8 +147,10 @@ impl Userspace {
         let ports = match &self.engine {
             Some(engine) => engine.ports,
             None => {
+                succeed()?;
                 let (routes, stats) = (Arc::clone(&self.routes), Arc::clone(&self.stats));
-                self.engine.insert(Engine::start(&self.config, routes, stats)?).ports
+                let retired = Arc::clone(&self.retired);
+                self.engine.insert(Engine::start(&self.config, routes, stats, retired)?).ports
             }
         };
         let facts = Arc::clone(plan.facts());
@@ -197,6 +204,9 @@ impl Backend for Userspace {
         plan: &Plan,
         changed: Option<&[NamespacedName]>,
     ) -> Result<(), BackendError> {
+        if self.retired.load(Ordering::Acquire) {
+            return Ok(());
+        }
         // Whatever goes wrong from here on, all is written the next time.
         let written = self.written.take().filter(|written| written.facts == *plan.facts());
         self.written = Some(match (changed, written) {
@@ -207,6 +217,9 @@ impl Backend for Userspace {
     }
 
     fn disturbed(&mut self) -> Result<bool, BackendError> {
+        if self.retired.load(Ordering::Acquire) {
+            return Ok(false);
+        }
         let mut disturbed = false;
         for (_, table) in &mut self.tables {
             disturbed |= table.disturbed()?;
@@ -230,7 +243,9 @@ impl Backend for Userspace {
 
     fn cleanup(&mut self) -> Result<(), BackendError> {
         self.written = None;
-        self.engine = None;
+        if self.engine.take().is_none() {
+            succeed()?;
+        }
         let tables: Vec<_> = self.tables.iter_mut().map(|(_, table)| table.delete()).collect();
         let removed = remove_addresses();
         tables.into_iter().collect::<Result<(), _>>()?;
@@ -249,6 +264,11 @@ pub fn ruleset_text(plan: &Plan, config: &Config) -> String {
         owned_text(&names::table(family), names::sets(), &content)
     };
     Family::ALL.into_iter().map(text).collect()
+}
+
+fn succeed() -> Result<(), Error> {
+    let what = "connection to the process that serves this node";
+    successor::succeed().map_err(|source| Error::Socket { what, source })
 }
 
 fn own_addresses() -> impl Iterator<Item = IpAddr> {

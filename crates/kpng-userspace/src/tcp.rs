@@ -42,9 +42,9 @@ pub(crate) async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) 
         Err(error) => return log(&error),
     };
     loop {
-        let permit = permit(&shared).await;
         match listener.accept().await {
             Ok((stream, client)) => {
+                let permit = permit(&shared).await;
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move { connection(stream, client, &shared, permit).await });
             }
@@ -64,7 +64,7 @@ fn log(error: &io::Error) {
     warn!(error, "cannot accept connections; trying again");
 }
 
-/// Waits until there may be one more connection; others wait in the kernel's queue meanwhile.
+/// Waits until there may be one more connection; further ones wait in the kernel's queue meanwhile.
 async fn permit(shared: &Shared) -> OwnedSemaphorePermit {
     let permits = Arc::clone(&shared.permits);
     if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {

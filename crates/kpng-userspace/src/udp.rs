@@ -197,7 +197,9 @@ impl Listener {
         let mut buffer = Vec::new();
         let refused = loop {
             tokio::select! {
-                ready = flow.upstream.readable() => if ready.is_err() { break false },
+                ready = flow.upstream.ready(Interest::READABLE | Interest::ERROR) => {
+                    if ready.is_err() { break false }
+                }
                 () = flow.idle_for(self.shared.udp_idle) => break false,
             }
             buffer.resize(LONGEST, 0);
@@ -223,6 +225,13 @@ impl Listener {
     }
 
     fn answers(&self, flow: &Flow, buffer: &mut [u8]) -> io::Result<()> {
+        // An ICMP error makes a socket of tokio ready for nothing but itself.
+        let error = flow.upstream.try_io(Interest::ERROR, || {
+            flow.upstream.take_error()?.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+        });
+        if let Ok(error) = error {
+            return Err(error);
+        }
         for _ in 0..TURN {
             let length = match flow.upstream.try_recv(buffer) {
                 Ok(length) => length,

@@ -12,6 +12,8 @@ mod iptables;
 mod ipvs;
 #[cfg(feature = "nft")]
 mod nft;
+#[cfg(feature = "userspacelin")]
+mod userspacelin;
 
 use std::fmt;
 
@@ -54,6 +56,8 @@ pub const ALL: &[Row] = &[
     ebpf::ROW,
     #[cfg(feature = "ipvs")]
     ipvs::ROW,
+    #[cfg(feature = "userspacelin")]
+    userspacelin::ROW,
     healthchecks::ROW,
 ];
 

@@ -36,4 +36,6 @@ pub use kpng_iptables;
 pub use kpng_ipvs;
 #[cfg(feature = "nft")]
 pub use kpng_nft;
+#[cfg(feature = "userspacelin")]
+pub use kpng_userspace;
 pub use {kpng_api, kpng_core, kpng_file, kpng_kube, kpng_linux};

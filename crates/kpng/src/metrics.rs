@@ -4,6 +4,7 @@
 //! keep are read when Prometheus asks.
 
 mod api;
+mod backends;
 mod changes;
 mod kube;
 mod plan;
@@ -16,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::StatusCode;
 use kpng_api::{client, server};
-use kpng_core::backend::Capability;
+use kpng_core::backend::{self, Capability};
 use kpng_core::model;
 use kpng_core::model::NamespacedName;
 use kpng_core::plan::Plan;
@@ -53,6 +54,8 @@ pub struct Sources<'a, V> {
     pub client: Option<Arc<client::Stats>>,
     /// What this process's own server of the API counts, if there is one.
     pub server: Option<Arc<server::Stats>>,
+    /// What the backend counts, if it does.
+    pub backend: Option<Arc<dyn backend::Metrics>>,
 }
 
 #[derive(Debug)]
@@ -399,6 +402,9 @@ fn register_others<V: Counted>(registry: &mut Registry, sources: Sources<'_, V>)
     }
     if let Some(stats) = sources.server {
         registry.register_collector(Box::new(api::Server(stats)));
+    }
+    if let Some(metrics) = sources.backend {
+        registry.register_collector(Box::new(backends::OfBackend(metrics)));
     }
     registry.register_collector(Box::new(process::Process));
 }

@@ -104,19 +104,26 @@ struct Outcome {
 
 impl<V: Counted> Pipeline<V> {
     /// Runs until `shutdown` completes, or until the source is gone and everything was synced. A
-    /// sync that has begun is finished; what was written stays.
-    pub async fn run(
+    /// sync that has begun is finished; what was written stays, and the backend drains.
+    pub async fn run(self, observe: impl FnMut(&Event<'_>), shutdown: impl Future<Output = ()>) {
+        let mut backend = self.follow(observe, shutdown).await;
+        let drained = tokio::task::spawn_blocking(move || backend.drain());
+        drained.await.expect("ending does not panic");
+    }
+
+    /// Runs, and gives the backend back.
+    async fn follow(
         self,
         mut observe: impl FnMut(&Event<'_>),
         shutdown: impl Future<Output = ()>,
-    ) {
+    ) -> Box<dyn Backend> {
         let Self { reader, node, mut facts, backend, min_sync_period } = self;
         tokio::pin!(shutdown);
         let first_facts = tokio::select! {
-            () = &mut shutdown => return,
+            () = &mut shutdown => return backend,
             facts = facts.wait_for(Option::is_some) => match facts {
                 Ok(facts) => facts.clone().unwrap_or_default(),
-                Err(_) => return,
+                Err(_) => return backend,
             },
         };
         let planner = Planner::new(node, first_facts);
@@ -128,9 +135,9 @@ impl<V: Counted> Pipeline<V> {
 
         loop {
             tokio::select! {
-                () = &mut shutdown => return,
-                more = work.reader.ready() => if !more && retry.is_none() { return },
-                changed = facts.changed() => if changed.is_err() { return },
+                () = &mut shutdown => return work.backend,
+                more = work.reader.ready() => if !more && retry.is_none() { return work.backend },
+                changed = facts.changed() => if changed.is_err() { return work.backend },
                 () = at(retry) => {}
                 () = tokio::time::sleep_until(disturbances.next_check) => {
                     if !disturbances.check(&mut work) { continue }
@@ -141,7 +148,7 @@ impl<V: Counted> Pipeline<V> {
             let earliest = [last_sync.map(|last| last + min_sync_period), retry];
             if let Some(earliest) = earliest.into_iter().flatten().max() {
                 tokio::select! {
-                    () = &mut shutdown => return,
+                    () = &mut shutdown => return work.backend,
                     () = tokio::time::sleep_until(earliest) => {}
                 }
             }

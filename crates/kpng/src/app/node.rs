@@ -68,6 +68,7 @@ pub(super) async fn run<S: Source<Value: Serve>>(
         kube: source.kube.clone(),
         client: source.client.clone(),
         server: api.stats(),
+        backend: backend.metrics(),
     });
     let _probes = serving::probes(&local.serving, &health, metrics.handler(row.mode))?;
     let api = api.serve(&store);

@@ -130,6 +130,7 @@ pub(super) async fn to_api(
         kube: source.kube.clone(),
         client: source.client.clone(),
         server: Some(Arc::clone(&stats)),
+        backend: None,
     });
     let _probes = probes(&local.serving, &health, metrics)?;
     let ready = async {

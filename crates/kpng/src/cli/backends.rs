@@ -27,6 +27,9 @@ pub enum BackendCommand {
     /// Program the kernel's IPVS
     #[cfg(feature = "ipvs")]
     ToIpvs(IpvsArgs),
+    /// Proxy connections in this process, to which the kernel's nf_tables leads services
+    #[cfg(feature = "userspacelin")]
+    ToUserspacelin(UserspacelinArgs),
     /// Answer health check node ports only, for those who have a data path of their own
     ToHealthchecks,
     /// Print a line of JSON for each changed service
@@ -81,6 +84,19 @@ impl BackendCommand {
             #[cfg(feature = "ipvs")]
             Self::ToIpvs(args) => {
                 let config = args.config(local);
+                args.common.chosen(config)
+            }
+            #[cfg(feature = "userspacelin")]
+            Self::ToUserspacelin(args) => {
+                let config = kpng_userspace::Config {
+                    masquerade_bit: args.common.masquerade_bit,
+                    conntrack_be_liberal: local.conntrack.conntrack_be_liberal,
+                    max_connections: args.max_connections,
+                    tcp_idle_timeout: args.tcp_idle_timeout,
+                    udp_idle_timeout: args.udp_idle_timeout,
+                    drain_timeout: args.drain_timeout,
+                    state_dir: args.state_dir,
+                };
                 args.common.chosen(config)
             }
             Self::ToHealthchecks => {
@@ -231,4 +247,29 @@ fn port_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
         Some((first, last)) if 0 < first && first <= last => Ok(first..=last),
         _ => Err("two ports, the lower one first, such as 61000-65535".to_owned()),
     }
+}
+
+/// Flags of `to-userspacelin`.
+#[cfg(feature = "userspacelin")]
+#[derive(Clone, Debug, Args)]
+pub struct UserspacelinArgs {
+    /// Those of every backend.
+    #[command(flatten)]
+    pub common: BackendArgs,
+    /// How many connections and UDP flows there may be at a time [default: half of the open files that
+    /// the system allows]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: Option<u32>,
+    /// How long a TCP connection may be without a byte
+    #[arg(long, value_parser = super::values::duration, default_value = "24h", value_name = "TIME")]
+    pub tcp_idle_timeout: std::time::Duration,
+    /// How long a UDP flow may be without a datagram
+    #[arg(long, value_parser = super::values::duration, default_value = "60s", value_name = "TIME")]
+    pub udp_idle_timeout: std::time::Duration,
+    /// How long connections may go on after SIGTERM
+    #[arg(long, value_parser = super::values::duration, default_value = "30s", value_name = "TIME")]
+    pub drain_timeout: std::time::Duration,
+    /// Where session affinity is kept over a restart
+    #[arg(long, default_value = "/run/kpng", value_name = "FOLDER")]
+    pub state_dir: std::path::PathBuf,
 }

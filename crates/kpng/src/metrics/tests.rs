@@ -26,7 +26,7 @@ fn new() -> Fixture {
 
 fn sources<'a>(health: &'a ProxyHealth, store: &'a Store) -> Sources<'a, model::ServiceState> {
     let (kube, client, server) = (Some(Arc::default()), Some(Arc::default()), Some(Arc::default()));
-    Sources { health, store, kube, client, server }
+    Sources { health, store, kube, client, server, backend: None }
 }
 
 fn plan(state: &str) -> Plan {
