@@ -74,9 +74,14 @@ impl Kpng {
 
     /// Waits until it says that everything is in force.
     pub(crate) fn wait_ready(&self, host: &Host) {
+        self.wait_ready_at(host, 10256);
+    }
+
+    /// The same, with another port for health.
+    pub(crate) fn wait_ready_at(&self, host: &Host, port: u16) {
         let mut last = None;
         let ready = within(Duration::from_secs(20), || {
-            last = http(host, 10256, "/readyz");
+            last = http(host, port, "/readyz");
             last.as_ref().is_some_and(|answer| answer.contains(" 200 "))
         });
         assert!(ready, "not ready: {last:?}\n{}", self.log());
