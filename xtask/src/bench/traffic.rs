@@ -53,7 +53,7 @@ pub(crate) fn measure(which: &Which, quick: bool) -> Result<Figures> {
     node.sync(plan_of(CLUSTER).plan(), None);
     let (client, server) = (network.pod(2), network.pod(1));
     let (pod, vip) = (server.v4(), address("cluster.1", Family::V4));
-    accept(server, SocketAddr::new(pod, 8080), drop);
+    accept(server, SocketAddr::new(pod, 8080), greet);
     accept(server, SocketAddr::new(pod, 8081), swallow);
     let mut figures = Figures::default();
     let both = [SocketAddr::new(pod, 8080), SocketAddr::new(vip, 80)];
@@ -72,6 +72,11 @@ fn accept(host: &Host, at: SocketAddr, serve: fn(TcpStream)) {
             serve(stream);
         }
     });
+}
+
+/// So the client knows that it was served.
+fn greet(mut stream: TcpStream) {
+    drop(stream.write(b"!"));
 }
 
 /// Reads everything, then says so.
@@ -105,11 +110,13 @@ fn connections(
     Ok(())
 }
 
-/// Makes connections one after the other. They end with a reset, so that no port waits.
+/// Makes connections one after the other, each until the server has said something. They end with a
+/// reset, so that no port waits.
 fn connect(to: SocketAddr, many: usize) -> Result<Duration> {
     let start = Instant::now();
     for _ in 0..many {
-        let stream = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
+        let mut stream = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
+        stream.read_exact(&mut [0]).with_context(|| format!("a greeting from {to}"))?;
         set_socket_linger(&stream, Some(Duration::ZERO))?;
     }
     Ok(start.elapsed())
