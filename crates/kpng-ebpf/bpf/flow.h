@@ -84,8 +84,10 @@ INLINE int leaves_alike(const struct flow *a, const struct flow *b)
 }
 
 /* Takes the key of answers, unless a living flow of another connection has it. */
-INLINE int claim(const struct flow_key *answers, const struct flow *back)
+FUNCTION int claim(const struct flow_key *answers, const struct flow *back)
 {
+    if (!answers || !back)
+        return 0;
     if (!bpf_map_update_elem(&flows, answers, back, BPF_NOEXIST))
         return 1;
     struct flow *other = bpf_map_lookup_elem(&flows, answers);

@@ -36,6 +36,7 @@ HELPER(long, skb_store_bytes, void *skb, __u32 offset, const void *from, __u32 l
 HELPER(long, l3_csum_replace, void *skb, __u32 offset, __u64 from, __u64 to, __u64 flags);
 HELPER(long, l4_csum_replace, void *skb, __u32 offset, __u64 from, __u64 to, __u64 flags);
 HELPER(__s64, csum_diff, void *from, __u32 from_size, void *to, __u32 to_size, __u32 seed);
+HELPER(long, skb_change_head, void *skb, __u32 length, __u64 flags);
 HELPER(long, skb_change_tail, void *skb, __u32 length, __u64 flags);
 HELPER(long, skb_adjust_room, void *skb, __s32 difference, __u32 mode, __u64 flags);
 HELPER(long, redirect, __u32 ifindex, __u64 flags);

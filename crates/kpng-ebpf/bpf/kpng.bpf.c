@@ -7,7 +7,8 @@
  *   maps.h, types.h  what user space writes  kernel.h  what the kernel offers
  *
  * User space loads the object, sets `config` (see types.h), writes tables, and attaches the programs:
- * those at sockets to a control group, kpng_ingress to devices but the loopback, kpng_egress to all.
+ * those at sockets to a control group, those of ingress to devices but the loopback, those of egress to
+ * all devices.
  */
 #include "socket.h"
 #include "wire.h"
@@ -111,5 +112,8 @@ SEC("cgroup/recvmsg6") int kpng_recvmsg6(struct bpf_sock_addr *ctx) { return sho
 SEC("cgroup/getpeername4") int kpng_peername4(struct bpf_sock_addr *ctx) { return show_peer(ctx, 1); }
 SEC("cgroup/getpeername6") int kpng_peername6(struct bpf_sock_addr *ctx) { return show_peer(ctx, 0); }
 
-SEC("classifier") int kpng_ingress(struct __sk_buff *skb) { return packet_arrives(skb); }
-SEC("classifier") int kpng_egress(struct __sk_buff *skb) { return packet_leaves(skb); }
+/* Most devices are Ethernet. Tunnels often have packets without anything before the IP header. */
+SEC("classifier") int kpng_ingress(struct __sk_buff *skb) { return packet_arrives(skb, ETH_HLEN); }
+SEC("classifier") int kpng_egress(struct __sk_buff *skb) { return packet_leaves(skb, ETH_HLEN); }
+SEC("classifier") int kpng_ip_ingress(struct __sk_buff *skb) { return packet_arrives(skb, 0); }
+SEC("classifier") int kpng_ip_egress(struct __sk_buff *skb) { return packet_leaves(skb, 0); }

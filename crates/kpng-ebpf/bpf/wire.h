@@ -144,10 +144,10 @@ FUNCTION int begin(struct __sk_buff *skb, const struct packet *packet, struct fl
     return begin_flow(skb, packet, &flow, masquerade, to) ? FORWARD : DROP;
 }
 
-/* A frame that came in through a device. */
-INLINE int packet_arrives(struct __sk_buff *skb)
+/* A frame that came in through a device, whose link-layer headers have a length of `l3`. */
+INLINE int packet_arrives(struct __sk_buff *skb, __u16 l3)
 {
-    struct packet packet;
+    struct packet packet = {.l3 = l3};
     struct flow_key to = {};
     if (!read_packet(skb, &packet))
         return NEXT;
@@ -187,9 +187,9 @@ INLINE int may_leave(const struct packet *packet)
 }
 
 /* A frame that goes out through a device. Only those that the node made itself are for us. */
-INLINE int packet_leaves(struct __sk_buff *skb)
+INLINE int packet_leaves(struct __sk_buff *skb, __u16 l3)
 {
-    struct packet packet;
+    struct packet packet = {.l3 = l3};
     struct flow_key to = {};
     if (skb->ingress_ifindex || !read_packet(skb, &packet))
         return NEXT;

@@ -93,10 +93,12 @@ FUNCTION int make_room(struct __sk_buff *skb, const struct packet *packet, __u32
            !bpf_skb_adjust_room(skb, -(__s32)cut, BPF_ADJ_ROOM_MAC, 0);
 }
 
-/* Sends the frame back to the station that it came from. */
-FUNCTION int send_back(struct __sk_buff *skb)
+/* Sends the frame back to the station that it came from, if the device has more than one. */
+INLINE int send_back(struct __sk_buff *skb, const struct packet *packet)
 {
     __u16 stations[6]; /* destination, source */
+    if (!packet->l3)
+        return bpf_redirect(skb->ifindex, 0);
     if (bpf_skb_load_bytes(skb, 0, stations, sizeof(stations)))
         return SHOT;
     __u16 swapped[6] = {stations[3], stations[4], stations[5],
@@ -149,7 +151,7 @@ FUNCTION int answer_icmp_v4(struct __sk_buff *skb, const struct packet *packet,
     if (!make_room(skb, packet, sizeof(answer)))
         return SHOT;
     bpf_skb_store_bytes(skb, packet->l3, &answer, sizeof(answer), BPF_F_RECOMPUTE_CSUM);
-    return send_back(skb);
+    return send_back(skb, packet);
 }
 
 FUNCTION int answer_icmp_v6(struct __sk_buff *skb, const struct packet *packet,
@@ -171,7 +173,7 @@ FUNCTION int answer_icmp_v6(struct __sk_buff *skb, const struct packet *packet,
     if (!make_room(skb, packet, sizeof(answer)))
         return SHOT;
     bpf_skb_store_bytes(skb, packet->l3, &answer, sizeof(answer), BPF_F_RECOMPUTE_CSUM);
-    return send_back(skb);
+    return send_back(skb, packet);
 }
 
 /* Answers with an ICMP error. The later parts of a packet are dropped: the first one is answered. */
@@ -230,7 +232,7 @@ FUNCTION int answer_reset(struct __sk_buff *skb, const struct packet *packet)
         answer.tcp.checksum = checksum(&answer.tcp, sizeof(answer.tcp), seed);
         bpf_skb_store_bytes(skb, packet->l3, &answer, sizeof(answer), BPF_F_RECOMPUTE_CSUM);
     }
-    return send_back(skb);
+    return send_back(skb, packet);
 }
 
 /* Refuses a packet so that its sender notices. */

@@ -101,6 +101,16 @@ FUNCTION int own_address(struct __sk_buff *skb, const struct packet *packet,
     return kind_of(answer) != TO_STACK;
 }
 
+/* Sends a packet on that is as it has to be. */
+INLINE int hand_over(struct __sk_buff *skb, const struct packet *packet, struct route *route)
+{
+    pass_hop(skb, packet);
+    /* The kernel replaces the Ethernet header, so there must be one. */
+    if (!packet->l3 && bpf_skb_change_head(skb, ETH_HLEN, 0))
+        return SHOT;
+    return bpf_redirect_neigh(route->device, &route->next_hop, sizeof(route->next_hop), 0);
+}
+
 /* Sends a packet on as `to`. */
 FUNCTION int send_on(struct __sk_buff *skb, const struct packet *packet, const struct flow_key *to)
 {
@@ -122,6 +132,5 @@ FUNCTION int send_on(struct __sk_buff *skb, const struct packet *packet, const s
     if (packet->hop_limit <= 1)
         return answer_icmp(skb, packet, HOPS_EXCEEDED, 0);
     rewrite(skb, packet, to);
-    pass_hop(skb, packet);
-    return bpf_redirect_neigh(route.device, &route.next_hop, sizeof(route.next_hop), 0);
+    return hand_over(skb, packet, &route);
 }

@@ -111,6 +111,5 @@ FUNCTION int send_error_on(struct __sk_buff *skb, const struct packet *packet,
     /* No errors about errors (RFC 1122, 3.2.2). */
     if (route.kind != AWAY || packet->hop_limit <= 1)
         return SHOT;
-    pass_hop(skb, packet);
-    return bpf_redirect_neigh(route.device, &route.next_hop, sizeof(route.next_hop), 0);
+    return hand_over(skb, packet, &route);
 }

@@ -209,13 +209,11 @@ INLINE int is_tcp_or_udp(const struct packet *packet)
     return packet->key.protocol == IPPROTO_TCP || packet->key.protocol == IPPROTO_UDP;
 }
 
-/* Reads a packet. Fails when it is none for us. */
+/* Reads the packet at `packet->l3`. Fails when it is none for us. */
 FUNCTION int read_packet(struct __sk_buff *skb, struct packet *packet)
 {
     if (!packet)
         return 0;
-    __builtin_memset(packet, 0, sizeof(*packet));
-    packet->l3 = ETH_HLEN;
     /* It comes again without the tag, at the device of the VLAN. */
     if (skb->vlan_present)
         return 0;

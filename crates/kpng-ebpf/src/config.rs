@@ -63,7 +63,8 @@ impl Config {
         devices.retain(|device| {
             let chosen =
                 if self.devices.is_empty() { device.master.is_none() } else { named(device) };
-            device.is_up() && (chosen || device.is_loopback())
+            let known = device.is_ethernet() || device.is_bare();
+            device.is_up() && known && (chosen || device.is_loopback())
         });
         devices
     }

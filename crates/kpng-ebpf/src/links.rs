@@ -60,10 +60,11 @@ impl Links {
     ) -> Result<(), Error> {
         let mut wanted = Vec::new();
         for device in devices {
+            let programs = if device.is_ethernet() { names::ETHERNET } else { names::BARE };
             if !device.is_loopback() {
-                wanted.push((names::INGRESS, Hook::Ingress(device.index)));
+                wanted.push((programs.ingress, Hook::Ingress(device.index)));
             }
-            wanted.push((names::EGRESS, Hook::Egress(device.index)));
+            wanted.push((programs.egress, Hook::Egress(device.index)));
         }
         let mut kept: Vec<String> =
             names::SOCKET_HOOKS.into_iter().map(|(name, _)| name.to_owned()).collect();

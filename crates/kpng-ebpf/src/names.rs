@@ -39,10 +39,19 @@ pub(crate) const SOCKET_HOOKS: [(&str, u32); 8] = [
     ("kpng_peername6", 30),
 ];
 
-/// The program for packets that arrive.
-pub(crate) const INGRESS: &str = "kpng_ingress";
-/// The program for packets that leave.
-pub(crate) const EGRESS: &str = "kpng_egress";
+/// The programs of a device, for packets that arrive and that leave.
+#[derive(Debug)]
+pub(crate) struct DevicePrograms {
+    pub(crate) ingress: &'static str,
+    pub(crate) egress: &'static str,
+}
+
+/// Where frames begin with an Ethernet header.
+pub(crate) const ETHERNET: DevicePrograms =
+    DevicePrograms { ingress: "kpng_ingress", egress: "kpng_egress" };
+/// Where frames begin with the IP header.
+pub(crate) const BARE: DevicePrograms =
+    DevicePrograms { ingress: "kpng_ip_ingress", egress: "kpng_ip_egress" };
 
 /// The directories below the backend's own.
 pub(crate) const DIRECTORIES: [&str; 3] = ["maps", "tables", "links"];

@@ -192,7 +192,8 @@ fn forget_unfit(path: &Path, state: &State, entries: u32) -> Result<(), Error> {
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<BTreeMap<&'static str, OwnedFd>, Error> {
     let sockets = names::SOCKET_HOOKS.into_iter().map(|(name, _)| name);
-    let all = sockets.chain([names::INGRESS, names::EGRESS]);
+    let devices = [names::ETHERNET, names::BARE];
+    let all = sockets.chain(devices.iter().flat_map(|device| [device.ingress, device.egress]));
     let mut programs = BTreeMap::new();
     for name in all {
         let refused = |source| Error::Program { name, source: Box::new(source) };

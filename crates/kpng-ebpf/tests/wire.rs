@@ -7,8 +7,10 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -21,6 +23,7 @@ use kpng_testkit::bpf::BpfPlace;
 use kpng_testkit::conformance::{OnNode, all_services, plan_of};
 use kpng_testkit::fixture::address;
 use kpng_testkit::network::{Host, Network, Outcome, Topology};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -357,6 +360,80 @@ fn servers_in_the_network_of_the_node_are_reached() {
     }
 }
 
+/// Opens a device of IP packets, without a link layer, which is `host`'s. Its other end is the file.
+#[expect(unsafe_code, reason = "no library in use wraps this request")]
+fn open_tunnel(host: &Host) -> File {
+    let file = host.run(|| {
+        let options = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+        let file = options.unwrap();
+        let mut request = [0u8; 40];
+        request[..4].copy_from_slice(b"tun0");
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI;
+        request[16..18].copy_from_slice(&(flags as u16).to_ne_bytes());
+        // SAFETY: the request is as long as the kernel's `struct ifreq`, and outlives the call.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        file
+    });
+    run(host, "ip link set tun0 up");
+    file
+}
+
+/// Tells threads to end when it is dropped, also after a panic.
+struct EndOf<'a>(&'a AtomicBool);
+
+impl Drop for EndOf<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Carries packets from one tunnel device to the other until told to end.
+fn carry(from: &File, to: &File, ended: &AtomicBool) {
+    let mut packet = [0; 65_536];
+    let wait = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    while !ended.load(Ordering::Relaxed) {
+        let mut ready = [PollFd::new(from, PollFlags::IN)];
+        if poll(&mut ready, Some(&wait)).unwrap() > 0 {
+            let length = (&mut &*from).read(&mut packet).unwrap();
+            (&mut &*to).write_all(&packet[..length]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn devices_without_a_link_layer_are_served() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let (near, far) = (open_tunnel(&network.client), open_tunnel(&network.node));
+    for family in Family::ALL {
+        let ip = if family == Family::V4 { "ip -4" } else { "ip -6" };
+        let (client, vip) = (address("blocked", family), address("lb.2", family));
+        run(&network.node, &format!("{ip} route replace {client} dev tun0"));
+        run(&network.client, &format!("{ip} route replace {vip} dev tun0 src {client}"));
+    }
+    let node = OnNode::new(&network, backend(&place));
+    node.sync(plan_of(CLUSTER).plan(), None);
+    let listener = listen(network.pod(1));
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let end = EndOf(&ended);
+        scope.spawn(|| carry(&near, &far, &ended));
+        scope.spawn(|| carry(&far, &near, &ended));
+        for family in Family::ALL {
+            let (mut near, mut far) =
+                connect(&network.client, frontend(("lb.2", 80), family), &listener);
+            assert_eq!(far.peer_addr().unwrap().ip().to_canonical(), address("blocked", family));
+            transfer(&mut near, &mut far, 1 << 20);
+            // Nobody listens at the target.
+            let udp = network.client.udp(None, frontend(("lb.2", 54), family));
+            assert_eq!(udp, Outcome::Refused);
+        }
+        drop(end);
+    });
+    assert_undamaged(&network);
+}
+
 #[test]
 fn programs_are_replaced_under_load() {
     let Some(network) = network() else { return };
@@ -370,6 +447,7 @@ fn programs_are_replaced_under_load() {
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
+            let _end = EndOf(&ended);
             for to in TCP {
                 for family in Family::ALL {
                     let to = frontend(to, family);
@@ -377,7 +455,6 @@ fn programs_are_replaced_under_load() {
                     (0..8).for_each(|_| transfer(&mut near, &mut far, 2 << 20));
                 }
             }
-            ended.store(true, Ordering::Relaxed);
         });
         let exchanges = scope.spawn(|| {
             let mut exchanges = 0;

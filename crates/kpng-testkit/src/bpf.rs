@@ -5,9 +5,12 @@
 //! one control group.
 
 use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::network::Network;
@@ -49,7 +52,11 @@ impl BpfPlace {
         for task in fs::read_dir("/proc/self/task").expect("/proc is mounted").flatten() {
             let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
             if hosts.contains(&name.trim()) {
-                write(&cgroup.join("cgroup.threads"), &task.file_name().to_string_lossy());
+                let moved = fs::write(cgroup.join("cgroup.threads"), task.file_name().as_bytes());
+                // A host of a test that ends at this moment.
+                let gone =
+                    |error: &io::Error| error.raw_os_error() == Some(Errno::SRCH.raw_os_error());
+                assert!(moved.as_ref().err().is_none_or(gone), "{moved:?}");
             }
         }
         let directory = tempfile::tempdir().expect("there is room for an empty directory");

@@ -28,6 +28,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// The driver's name for its type ("veth", "bridge"), for virtual links.
     pub kind: Option<String>,
+    /// What its frames look like (`ARPHRD_*`).
+    pub hardware: u16,
 }
 
 impl Link {
@@ -45,6 +47,20 @@ impl Link {
     /// Whether it is the loopback interface.
     pub fn is_loopback(&self) -> bool {
         self.flags & libc::IFF_LOOPBACK as u32 != 0
+    }
+
+    /// Whether its frames begin with an Ethernet header.
+    pub fn is_ethernet(&self) -> bool {
+        matches!(self.hardware, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK)
+    }
+
+    /// Whether its frames are packets, with no header of a link layer, as those of tunnels.
+    pub fn is_bare(&self) -> bool {
+        const RAWIP: u16 = 519;
+        const IP6GRE: u16 = 823;
+        let tunnel = matches!(self.hardware, libc::ARPHRD_TUNNEL | libc::ARPHRD_TUNNEL6);
+        let other = matches!(self.hardware, libc::ARPHRD_SIT | libc::ARPHRD_IPGRE | IP6GRE);
+        tunnel || other || matches!(self.hardware, libc::ARPHRD_PPP | libc::ARPHRD_NONE | RAWIP)
     }
 }
 
@@ -230,6 +246,7 @@ pub(super) fn decode(message: Message<'_>) -> Option<Link> {
         mtu: 0,
         master: None,
         kind: None,
+        hardware: message.payload.get(2..4)?.try_into().ok().map(u16::from_ne_bytes)?,
     };
     for attr in message.attrs(HEADER_LEN) {
         match attr.kind {
