@@ -112,6 +112,11 @@ impl Ledger {
         self.others.insert(key);
     }
 
+    /// Whether the service is ours, wanted or not.
+    pub(crate) fn has(&self, key: ServiceKey) -> bool {
+        self.held.contains_key(&key)
+    }
+
     /// Whether a service is at the address, wanted or not.
     pub(crate) fn is_at(&self, address: IpAddr) -> bool {
         self.at.contains_key(&address)
@@ -250,6 +255,13 @@ impl Ledger {
             self.forget(key);
         } else {
             self.note(key, held);
+        }
+    }
+
+    /// The kernel did not take a destination.
+    pub(crate) fn refused(&mut self, key: ServiceKey, target: &Target) {
+        if let Some(held) = self.held.get_mut(&key) {
+            held.destinations.remove(target);
         }
     }
 

@@ -37,8 +37,8 @@ use std::time::{Duration, Instant};
 
 use kpng_core::backend::{Backend, BackendError, Capability, Gap};
 use kpng_core::model::{Family, NamespacedName, Protocol};
-use kpng_core::plan::Plan;
-use kpng_linux::ipvs::{Ipvs as Kernel, ServiceKey};
+use kpng_core::plan::{Plan, Target};
+use kpng_linux::ipvs::{Command, Destination, Ipvs as Kernel, ServiceKey};
 use kpng_linux::nft::{Change, Content, Element, OwnedTable, Value};
 use tracing::warn;
 
@@ -139,12 +139,7 @@ impl Ipvs {
         }
         let services = changed.iter().map(|key| (key, plan.service(key)));
         let work = state.change(services, Instant::now());
-        if let Err(error) = self.write(work, None) {
-            self.before = Some(state.ledger);
-            return Err(error);
-        }
-        self.written = Some(state);
-        Ok(())
+        self.write_for(state, work, None)
     }
 
     fn sync_all(&mut self, plan: &Plan) -> Result<(), Error> {
@@ -163,15 +158,33 @@ impl Ipvs {
         let mut work = state.fill(plan.by_importance(), found_marks, now);
         first.grow.append(&mut work.commands.grow);
         work.commands.grow = first.grow;
-        let result = self.write(work, Some(plan));
-        if let Err(error) = result {
-            self.before = Some(state.ledger);
-            return Err(error);
-        }
+        self.write_for(state, work, Some(plan))?;
         self.before = None;
-        self.written = Some(state);
         self.next_check = Some(Instant::now() + CHECK_INTERVAL);
         Ok(())
+    }
+
+    /// Writes work, after which the state is in force.
+    fn write_for(
+        &mut self,
+        mut state: State,
+        work: Work,
+        whole: Option<&Plan>,
+    ) -> Result<(), Error> {
+        match self.write(work, whole) {
+            Ok(refused) => {
+                for (key, to) in refused {
+                    let target = Target { address: to.address, port: to.port };
+                    state.ledger.refused(key, &target);
+                }
+                self.written = Some(state);
+                Ok(())
+            }
+            Err(error) => {
+                self.before = Some(state.ledger);
+                Err(error)
+            }
+        }
     }
 
     /// Takes our virtual services over, and finds those of others that are where ours should be.
@@ -184,9 +197,12 @@ impl Ipvs {
         let mut ledger = Ledger::new(self.config.rules());
         for service in self.kernel.services()? {
             let key = service.key;
+            // Somebody who changes a service of ours takes the flag away.
+            let was_ours = self.before.as_ref().is_some_and(|before| before.has(key));
+            let is_ours = service.tagged || was_ours;
             if self.config.excludes(&key) {
                 ledger.leave(key);
-            } else if service.tagged || self.config.take_over && is_wanted(plan, &key) {
+            } else if is_ours || self.config.take_over && is_wanted(plan, &key) {
                 let destinations = self.kernel.destinations(key)?;
                 ledger.adopt(service, &destinations, self.before.as_ref(), now, commands);
             } else {
@@ -220,9 +236,14 @@ impl Ipvs {
         Ok(found)
     }
 
-    /// Writes work. With a plan, it is all that is wanted.
-    fn write(&mut self, work: Work, whole: Option<&Plan>) -> Result<(), Error> {
-        self.kernel.apply(&work.commands.grow)?;
+    /// Writes work. With a plan, it is all that is wanted. Gives the destinations that the kernel does
+    /// not take, as they can be no endpoints.
+    fn write(
+        &mut self,
+        work: Work,
+        whole: Option<&Plan>,
+    ) -> Result<Vec<(ServiceKey, Destination)>, Error> {
+        let refused = self.apply(&work.commands.grow)?;
         for (family, table) in &mut self.tables {
             let of = |elements: &state::Elements| -> Vec<(&'static str, Element)> {
                 let of_family = elements.iter().filter(|(of, ..)| of == family);
@@ -241,9 +262,25 @@ impl Ipvs {
             }
         }
         self.link.bind(&work.bind)?;
-        self.kernel.apply(&work.commands.shrink)?;
+        self.apply(&work.commands.shrink)?;
         self.link.unbind(&work.unbind)?;
-        Ok(())
+        Ok(refused)
+    }
+
+    /// Carries commands out. A bad endpoint shall not keep others from being served.
+    fn apply(&mut self, commands: &[Command]) -> Result<Vec<(ServiceKey, Destination)>, Error> {
+        let mut left_out = Vec::new();
+        for (number, error) in self.kernel.apply(commands)? {
+            match &commands[number] {
+                Command::AddDestination(key, to) if error.is_invalid() => {
+                    let error: &dyn std::error::Error = &error;
+                    warn!(error, "an endpoint is left out: its address is that of no host");
+                    left_out.push((*key, *to));
+                }
+                _ => return Err(error.into()),
+            }
+        }
+        Ok(left_out)
     }
 
     /// Lets destinations go whose connections have ended.
@@ -256,7 +293,8 @@ impl Ipvs {
             state.ledger.drained(key, &found, now, &mut work.commands);
             state.settle_unused_address(key, &mut work);
         }
-        self.write(work, None)
+        self.write(work, None)?;
+        Ok(())
     }
 
     /// Whether the kernel's virtual services are not those that were written.
@@ -275,6 +313,14 @@ impl Ipvs {
         let took = now.elapsed();
         self.next_check = Some(Instant::now() + CHECK_INTERVAL.max(took * CHECK_SHARE));
         Ok(!state.ledger.agrees_with(&services))
+    }
+
+    fn delete_services(&mut self) -> Result<(), Error> {
+        let services = self.kernel.services()?;
+        let ours = services.iter().filter(|service| service.tagged);
+        let commands: Vec<_> = ours.map(|ours| Command::DeleteService(ours.key)).collect();
+        self.apply(&commands)?;
+        Ok(())
     }
 
     fn check(&mut self) -> Result<bool, Error> {
@@ -320,13 +366,7 @@ impl Backend for Ipvs {
     fn cleanup(&mut self) -> Result<(), BackendError> {
         (self.written, self.before) = (None, None);
         let mut problems = Vec::new();
-        let deleted = self.kernel.services().and_then(|services| {
-            let ours = services.iter().filter(|service| service.tagged);
-            let commands: Vec<_> =
-                ours.map(|ours| kpng_linux::ipvs::Command::DeleteService(ours.key)).collect();
-            self.kernel.apply(&commands)
-        });
-        problems.extend(deleted.err().map(Error::from));
+        problems.extend(self.delete_services().err());
         for (_, table) in &mut self.tables {
             problems.extend(table.delete().err().map(Error::from));
         }

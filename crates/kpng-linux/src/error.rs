@@ -151,6 +151,11 @@ impl Error {
         matches!(self.errno(), Some(Errno::NOENT | Errno::SRCH | Errno::ADDRNOTAVAIL))
     }
 
+    /// Whether the kernel found a value of the request to make no sense.
+    pub fn is_invalid(&self) -> bool {
+        self.errno() == Some(Errno::INVAL)
+    }
+
     /// The kernel's error number, for the variants that have one.
     pub fn errno(&self) -> Option<Errno> {
         match self {

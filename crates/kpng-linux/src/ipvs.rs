@@ -11,10 +11,10 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::Result;
 use crate::genetlink;
 use crate::netlink::{MessageBuf, Protocol, Socket};
 use crate::rtnetlink::Family;
+use crate::{Error, Result};
 
 /// The name of the family.
 const FAMILY: &str = "IPVS";
@@ -189,7 +189,7 @@ impl Ipvs {
     /// `ip_vs` for it.
     ///
     /// # Errors
-    /// [`crate::Error::NoFamily`] when this kernel has no IPVS.
+    /// [`Error::NoFamily`] when this kernel has no IPVS.
     pub fn open() -> Result<Self> {
         let mut socket = Socket::open(Protocol::Generic, 0)?;
         let family = genetlink::family(&mut socket, FAMILY)?;
@@ -208,7 +208,7 @@ impl Ipvs {
     /// The virtual service with this key, if there is one.
     ///
     /// # Errors
-    /// [`crate::Error::Kernel`] when the kernel refuses.
+    /// [`Error::Kernel`] when the kernel refuses.
     pub fn service(&mut self, key: ServiceKey) -> Result<Option<Service>> {
         let mut request = message::get_service(self.family, key);
         let mut found = None;
@@ -234,28 +234,31 @@ impl Ipvs {
         self.socket.list(&what, &mut request, decode)
     }
 
-    /// Carries out commands in order. Each is a change of its own: the ones around one that the
-    /// kernel refuses may have been carried out.
+    /// Carries out commands in order. Each is a change of its own: those around one that the kernel
+    /// refuses are carried out. Gives the refusals, with the number of the command.
     ///
     /// # Errors
-    /// [`crate::Error::Kernel`] with the first command that the kernel refused.
-    pub fn apply(&mut self, commands: &[Command]) -> Result<()> {
+    /// [`Error::Kernel`] when the kernel's answers are not to be had.
+    pub fn apply(&mut self, commands: &[Command]) -> Result<Vec<(usize, Error)>> {
+        let mut refused = Vec::new();
         let mut request = MessageBuf::new();
-        for commands in commands.chunks(COMMANDS_PER_DATAGRAM) {
+        for (round, commands) in commands.chunks(COMMANDS_PER_DATAGRAM).enumerate() {
             request.clear();
             for command in commands {
                 message::command(&mut request, self.family, command);
             }
             let name = |number: usize| format!("change IPVS ({})", commands[number]);
-            self.socket.request_each(&name, &mut request)?;
+            self.socket.request_each(&name, &mut request, |number, error| {
+                refused.push((round * COMMANDS_PER_DATAGRAM + number, error));
+            })?;
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// Sets the timeouts of connections, of the whole network namespace.
     ///
     /// # Errors
-    /// [`crate::Error::Kernel`] when the kernel refuses.
+    /// [`Error::Kernel`] when the kernel refuses.
     pub fn set_timeouts(&mut self, timeouts: &Timeouts) -> Result<()> {
         let mut request = message::set_timeouts(self.family, timeouts);
         self.socket.request(&"set the timeouts of IPVS", &mut request)

@@ -89,11 +89,17 @@ pub fn in_guest<F: FnOnce()>(limit: Duration, test: F) {
     }
     let (output, passed) = Guest::boot(test_name::<F>()).run(limit);
     assert!(passed, "the test failed in the guest:\n{output}");
+    show(&output);
 }
 
 /// Whether the code runs in the guest.
 pub fn is_guest() -> bool {
     std::env::var_os(GUEST).is_some()
+}
+
+#[expect(clippy::print_stdout, reason = "the test harness shows it, when it is asked to")]
+fn show(output: &str) {
+    println!("{output}");
 }
 
 #[expect(clippy::print_stdout, reason = "the test harness shows it")]

@@ -108,30 +108,29 @@ impl Socket {
         self.exchange(what, message, visit)
     }
 
-    /// Sends the messages, of which there must be one at least, in one datagram, and waits for the
-    /// ACK of the last. `name` says for each what completes "cannot …" in errors.
+    /// Sends the messages, of which there must be one at least, in one datagram, waits for the ACK of
+    /// the last, and gives every refusal to `visit`, with the number of the message.
     ///
     /// # Errors
-    /// [`Error::Kernel`] with the first message that the kernel refuses; the others may have been
-    /// carried out.
+    /// [`Error::Kernel`] when they cannot be sent or the answers not be read; some may have been carried
+    /// out then.
     pub fn request_each(
         &mut self,
         name: &dyn Fn(usize) -> String,
         messages: &mut MessageBuf,
+        mut visit: impl FnMut(usize, Error),
     ) -> Result<()> {
         messages.change_flags(libc::NLM_F_ACK as u16, 0);
         let count = messages.messages();
         let all = format!("carry out {count} requests");
         let first = self.send_batch(&all, messages)?;
         let mut buffer = std::mem::take(&mut self.buffer);
-        let mut refused = None;
         let answer = self.read_all_answers(&all, first, count, &mut buffer, |number, refusal| {
-            if refused.is_none() {
-                refused = Some(self::refused(&name(number as usize), refusal));
-            }
+            let number = number as usize;
+            visit(number, refused(&name(number), refusal));
         });
         self.buffer = buffer;
-        refused.map_or(answer, Err)
+        answer
     }
 
     /// Asks for a listing, and gives every entry to `visit` as it arrives.

@@ -33,7 +33,9 @@ pub(super) fn remove() -> Result<Vec<String>> {
             commands.push(Command::DeleteService(service.key));
         }
     }
-    ipvs.apply(&commands)?;
+    if let Some((_, error)) = ipvs.apply(&commands)?.into_iter().next() {
+        return Err(error);
+    }
     rtnetlink.delete_link(link.index)?;
     removed.push(format!("link {LINK}"));
     Ok(removed)
