@@ -6,6 +6,7 @@
 mod backends;
 mod cluster;
 mod core;
+mod ebpf;
 mod fanout;
 mod kube;
 mod nft;
@@ -29,6 +30,8 @@ pub(crate) enum Subject {
     Core,
     /// The nftables backend, with the kernel.
     Nft,
+    /// The eBPF backend, with the kernel.
+    Ebpf,
     /// Lists of the API server, decoded into a store.
     Kube,
     /// The gRPC server, with many watchers.
@@ -129,6 +132,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let targets = match arguments.subject {
         Subject::Nft => nft::TARGETS,
+        Subject::Ebpf => ebpf::TARGETS,
         Subject::Fanout => fanout::TARGETS,
         _ => core::TARGETS,
     };
@@ -187,6 +191,7 @@ pub(crate) fn measure(arguments: &MeasureArguments) -> Result<()> {
     let figures = match subject {
         Subject::Core => core::measure(size, changes)?,
         Subject::Nft => nft::measure(size, changes)?,
+        Subject::Ebpf => ebpf::measure(size, changes)?,
         Subject::Fanout => fanout::measure(size, load)?,
         Subject::Backends => backends::measure(which, size, changes)?,
         Subject::Traffic => traffic::measure(which, changes < 100)?,

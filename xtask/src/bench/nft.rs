@@ -1,4 +1,5 @@
-//! The nftables backend with the kernel, in a network namespace of its own.
+//! The nftables backend, and by the same steps any other, with the kernel, in a network namespace of
+//! its own.
 
 use anyhow::{Context as _, Result, ensure};
 use kpng_core::store::Reader;
@@ -48,33 +49,46 @@ pub(crate) const TARGETS: &[Target] = &[
 
 /// Measures one size.
 pub(crate) fn measure(size: Size, changes: usize) -> Result<Figures> {
+    measure_backend(size, changes, || Ok(Box::new(Nft::open(Config::default())?)))
+}
+
+/// Opens a backend.
+pub(super) type Open<'a> = &'a (dyn Fn() -> Result<Box<dyn Backend>> + Sync);
+
+/// Measures one size of any backend.
+pub(super) fn measure_backend(
+    size: Size,
+    changes: usize,
+    open: impl Fn() -> Result<Box<dyn Backend>> + Sync,
+) -> Result<Figures> {
     let namespace = NetNs::new().context("a network namespace needs root")?;
-    namespace.run(|| Node::start(size)?.measure(changes))?
+    namespace.run(|| Node::start(size, &open)?.measure(changes))?
 }
 
 /// Everything that runs on a node.
-struct Node {
+struct Node<'a> {
+    open: Open<'a>,
     size: Size,
     cluster: Cluster,
     reader: Reader,
     planner: Planner,
-    nft: Nft,
+    backend: Box<dyn Backend>,
     figures: Figures,
 }
 
-impl Node {
-    fn start(size: Size) -> Result<Self> {
+impl<'a> Node<'a> {
+    fn start(size: Size, open: Open<'a>) -> Result<Self> {
         let mut figures = Figures::default();
         let (cluster, store) = Cluster::new(size);
         let mut reader = store.reader();
         let mut planner = Planner::new(NODE, facts());
-        let mut nft = Nft::open(Config::default())?;
+        let mut backend = open()?;
         let (plan, _) = cost(|| {
             let update = reader.try_next().context("the store is synced")?;
             Ok(planner.update(&update))
         })?;
         let (_, before) = resident()?;
-        let (write, ()) = cost(|| nft.sync(planner.plan(), None).map_err(boxed))?;
+        let (write, ()) = cost(|| backend.sync(planner.plan(), None).map_err(boxed))?;
         figures.push("cold start, wall ms", ms(plan.wall + write.wall));
         figures.push("cold start, CPU ms", ms(plan.cpu + write.cpu));
         figures.push("... of it planning, CPU ms", ms(plan.cpu));
@@ -82,7 +96,7 @@ impl Node {
         figures.push("RSS before, MiB", before);
         figures.push("RSS, MiB", now);
         figures.push("RSS peak, MiB", peak);
-        Ok(Self { size, cluster, reader, planner, nft, figures })
+        Ok(Self { open, size, cluster, reader, planner, backend, figures })
     }
 
     fn measure(mut self, changes: usize) -> Result<Figures> {
@@ -107,7 +121,10 @@ impl Node {
         for change in 2..MORE {
             costs[3].push(self.change(|c| c.set_endpoints(0, endpoints + change, 0))?);
         }
-        ensure!(!self.nft.disturbed().map_err(boxed)?, "a change of ours was taken for another's");
+        ensure!(
+            !self.backend.disturbed().map_err(boxed)?,
+            "a change of ours was taken for another's"
+        );
         for (name, costs) in CHANGES.iter().zip(&costs) {
             push_spread(&mut self.figures, name, costs);
         }
@@ -121,17 +138,17 @@ impl Node {
             let update = self.reader.try_next().context("something changed")?;
             let changes = self.planner.update(&update);
             ensure!(changes.services.len() == 1, "one service changed: {:?}", changes.services);
-            self.nft.sync(self.planner.plan(), Some(&changes.services)).map_err(boxed)
+            self.backend.sync(self.planner.plan(), Some(&changes.services)).map_err(boxed)
         })?;
         Ok(cost)
     }
 
     /// A new process takes over what is there, and changes nothing.
     fn restart(&mut self) -> Result<()> {
-        ensure!(!self.nft.disturbed().map_err(boxed)?, "somebody else is in our namespace");
-        let mut restarted = Nft::open(Config::default())?;
+        ensure!(!self.backend.disturbed().map_err(boxed)?, "somebody else is in our namespace");
+        let mut restarted = (self.open)()?;
         let (cost, ()) = cost(|| restarted.sync(self.planner.plan(), None).map_err(boxed))?;
-        ensure!(!self.nft.disturbed().map_err(boxed)?, "a restart changed something");
+        ensure!(!self.backend.disturbed().map_err(boxed)?, "a restart changed something");
         self.figures.push("restart, wall ms", ms(cost.wall));
         self.figures.push("restart, CPU ms", ms(cost.cpu));
         Ok(())
