@@ -137,6 +137,23 @@ pub(crate) fn member_key(set: u64, target: Target) -> MemberKey {
     Writer::new().put(set.to_ne_bytes()).put(endpoint(target)).bytes
 }
 
+/// What is known of a socket that was sent to `target`.
+pub(crate) fn peer_key(socket: u64, target: Target) -> MemberKey {
+    member_key(socket, target)
+}
+
+/// The key of the frontend at this endpoint, for UDP.
+pub(crate) fn udp_frontend_key(endpoint: &Endpoint) -> FrontendKey {
+    let mut key = FrontendKey::from(*endpoint);
+    key[18] = protocol_number(Protocol::Udp);
+    key
+}
+
+/// Whether the frontend belongs to the service port whose endpoint `member` is.
+pub(crate) fn is_of_service_port(frontend: &Frontend, member: &MemberKey) -> bool {
+    frontend[24..32] == member[..8]
+}
+
 /// The membership of a range of addresses in a set.
 pub(crate) fn range_key(set: u32, range: IpNet) -> RangeKey {
     let before = if range.addr().is_ipv4() { 32 + 96 } else { 32 };

@@ -28,6 +28,7 @@ mod render;
 mod root;
 mod state;
 mod sys;
+mod udp;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,7 +95,11 @@ impl Ebpf {
         if !whole.object.capacity().holds(whole.state.sizes()) {
             return self.sync_all(plan);
         }
-        let written = whole.object.discard(&garbage).and_then(|()| whole.object.write(&changes));
+        let written = whole
+            .object
+            .discard(&garbage)
+            .and_then(|()| whole.object.write(&changes))
+            .and_then(|()| udp::end_sockets(&whole.object, &changes.gone_members));
         if written.is_err() {
             self.written = None; // what the tables hold is not known
         }

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 type Result<T> = std::result::Result<T, Errno>;
 
 const MAP_UPDATE_ELEM: u32 = 2;
+const MAP_LOOKUP_ELEM: u32 = 1;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
@@ -113,6 +114,22 @@ pub(crate) fn delete<const K: usize>(map: BorrowedFd<'_>, keys: &[[u8; K]]) -> R
         }
     }
     Ok(())
+}
+
+/// The value of an element.
+pub(crate) fn lookup<const K: usize, const V: usize>(
+    map: BorrowedFd<'_>,
+    key: &[u8; K],
+) -> Result<Option<[u8; V]>> {
+    const LONGEST: usize = 64;
+    let mut value = [0; LONGEST];
+    assert!(V <= LONGEST, "a value of {V} bytes");
+    let attributes = Attributes::new().fd(0, map).pointer(8, key);
+    match attributes.pointer(16, value.as_mut_ptr()).call(MAP_LOOKUP_ELEM) {
+        Ok(_) => Ok(Some(value[..V].try_into().expect("it is as long"))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// All keys of a map, as far as it does not change meanwhile.

@@ -18,6 +18,7 @@ use kpng_testkit::cases::CASES;
 use kpng_testkit::conformance::{Conformance, OnNode, all_services, network, plan, plan_of};
 use kpng_testkit::fixture::address;
 use kpng_testkit::network::{Host, Outcome};
+use rustix::net::{AddressFamily, SocketType, socket};
 
 fn config(place: &BpfPlace) -> Config {
     Config {
@@ -255,4 +256,36 @@ fn nobody_is_refused_while_endpoints_and_processes_come_and_go() {
         let asked = [pod.join().unwrap(), client.join().unwrap()];
         assert!(asked.iter().all(|asked| *asked > 100) && changes > 100, "{asked:?} {changes}");
     });
+}
+
+#[test]
+fn udp_sockets_to_an_endpoint_that_is_gone_end() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let node = OnNode::new(&network, ebpf(&place));
+    let (one, other) = (web("pod1"), web("pod2"));
+    node.sync(one.plan(), None);
+    let dns = at("cluster.1", Family::V6, 53);
+    let pod1 = SocketAddr::new(network.pod(1).v6(), 53);
+    let connect = |host: &Host, to: SocketAddr| {
+        // It has no port yet: a socket of IPv6 that has one is left to the wire.
+        let socket = host.run(|| socket(AddressFamily::INET6, SocketType::DGRAM, None)).unwrap();
+        let socket = UdpSocket::from(socket);
+        socket.connect(to).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket
+    };
+    let flow = network.client.udp_flow(None, at("node", Family::V4, 30053));
+    assert_eq!(flow.probe().answered_by(), Some("pod1"));
+    let sockets = [network.pod(3), &network.node].map(|host| connect(host, dns));
+    let direct = connect(network.pod(3), pod1);
+    node.sync(other.plan(), Some(all_services(one.plan(), other.plan())));
+    for socket in sockets {
+        let error = socket.recv(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted);
+    }
+    // One that chose the endpoint itself goes on, and one from outside goes to the new endpoint.
+    direct.send(b"?").unwrap();
+    assert!(direct.recv(&mut [0; 100]).is_ok());
+    assert_eq!(flow.probe().answered_by(), Some("pod2"));
 }

@@ -12,6 +12,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod nft;
 pub mod rtnetlink;
+pub mod sock_diag;
 pub mod sysctl;
 
 pub use error::{Error, Result};

@@ -38,6 +38,8 @@ pub enum Protocol {
     Netfilter,
     /// Families by name, such as IPVS (`NETLINK_GENERIC`).
     Generic,
+    /// Sockets (`NETLINK_SOCK_DIAG`).
+    SockDiag,
 }
 
 /// A netlink socket that talks to the kernel. It never blocks, except in calls that say so.
@@ -61,6 +63,7 @@ impl Socket {
             Protocol::Route => None, // NETLINK_ROUTE is 0
             Protocol::Netfilter => Some(net::netlink::NETFILTER),
             Protocol::Generic => Some(net::netlink::GENERIC),
+            Protocol::SockDiag => Some(net::netlink::SOCK_DIAG),
         };
         let fd = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, number)
             .map_err(fail)?;
