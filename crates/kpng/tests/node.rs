@@ -10,6 +10,8 @@ mod api_server;
 mod backends;
 #[path = "node/command_line.rs"]
 mod command_line;
+#[path = "node/example.rs"]
+mod example;
 #[path = "node/file.rs"]
 mod file;
 #[path = "node/inspect.rs"]

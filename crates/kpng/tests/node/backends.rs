@@ -1,16 +1,12 @@
-//! The backends side by side: what there is, taking over from each other, and cleaning up.
+//! The backends side by side: what there is, and cleaning up.
 
-use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use kpng_testkit::network::Network;
 
-use crate::file::{answered_by, network, state, write};
+use crate::example::{network, state, write};
 use crate::process::{Kpng, eventually, run};
 
 /// Whether what a backend wrote is there.
@@ -35,75 +31,12 @@ fn has_iptables(network: &Network) -> bool {
 }
 
 fn start(network: &Network, path: &Path, backend: &str) -> Kpng {
-    start_at(network, path, backend, 10256)
-}
-
-fn start_at(network: &Network, path: &Path, backend: &str, health: u16) -> Kpng {
     let input = format!("--input={}", path.display());
-    let health = format!("--healthz-bind-address=127.0.0.1:{health}");
     let flags =
         ["--node-name=node-a", "--cluster-cidrs=10.0.0.0/8,fd00:180::/32", "--admin-socket="];
     let sink = format!("to-{backend}");
-    let arguments = [&["file", &input, &health, "to-local", &sink], &flags[..]].concat();
+    let arguments = [&["file", &input, "to-local", &sink], &flags[..]].concat();
     Kpng::start(&network.node, &arguments)
-}
-
-/// A way through all ordered pairs of backends.
-fn all_pairs() -> Vec<usize> {
-    let count = BACKENDS.len();
-    let mut left: BTreeSet<_> = (0..count).flat_map(|a| (0..count).map(move |b| (a, b))).collect();
-    left.retain(|(a, b)| a != b);
-    let mut way = vec![0];
-    while let Some(&(first, _)) = left.first() {
-        let here = way[way.len() - 1];
-        let next = left.iter().find(|(a, _)| *a == here).map_or(first, |(_, b)| *b);
-        left.remove(&(here, next));
-        way.push(next);
-    }
-    way
-}
-
-#[test]
-fn every_backend_takes_over_from_every_other_and_nobody_is_refused() {
-    let Some(network) = network() else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state.yaml");
-    write(&path, &state(&["10.180.0.1"]));
-    let way: Vec<_> = all_pairs().into_iter().map(|index| &BACKENDS[index]).collect();
-    let mut running = start(&network, &path, way[0].0);
-    running.wait_ready(&network.node);
-
-    let end = Arc::new(AtomicBool::new(false));
-    let (asked, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !end.load(Ordering::Relaxed) {
-                let answered = answered_by(network.pod(3), "pod1");
-                asked.fetch_add(1, Ordering::Relaxed);
-                refused.fetch_add(usize::from(!answered), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
-        for (number, pair) in way.windows(2).enumerate() {
-            let (before, now) = (pair[0], pair[1]);
-            let health = 10257 + u16::from(number % 2 == 1);
-            // What serves only while it runs has to be there until the other one is.
-            let overlap = before.0 == "userspacelin";
-            let mut ended = (!overlap).then(|| running.terminate());
-            let mut old = std::mem::replace(&mut running, start_at(&network, &path, now.0, health));
-            running.wait_ready_at(&network.node, health);
-            eventually(&format!("what to-{} wrote goes", before.0), || !before.1(&network));
-            assert!(now.1(&network), "to-{} is in force", now.0);
-            let status = ended.get_or_insert_with(|| old.terminate());
-            assert!(status.success(), "{}", old.log());
-            let served = asked.load(Ordering::Relaxed) + 5;
-            eventually("clients go on", || asked.load(Ordering::Relaxed) >= served);
-            assert!(!before.1(&network), "to-{} left something at its end", before.0);
-            let refused = refused.load(Ordering::Relaxed);
-            assert_eq!(refused, 0, "to-{} after to-{}: {}", now.0, before.0, running.log());
-        }
-        end.store(true, Ordering::Relaxed);
-    });
 }
 
 #[test]

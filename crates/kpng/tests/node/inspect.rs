@@ -9,7 +9,8 @@ use std::process::{Command, Output};
 use kpng_testkit::network::{Host, Network};
 use rustix::process::Signal;
 
-use crate::file::{FLAGS, answered_by, network, state, write};
+use crate::example::{answered_by, network, state, write};
+use crate::file::FLAGS;
 use crate::process::{Kpng, eventually, run};
 
 /// Runs the binary to its end in the host's namespace.

@@ -5,7 +5,8 @@ use std::path::Path;
 use kpng_testkit::network::Network;
 use rustix::process::Signal;
 
-use crate::file::{FLAGS, answered_by, network, state, write};
+use crate::example::{answered_by, network, state, write};
+use crate::file::FLAGS;
 use crate::process::{Kpng, eventually, run};
 
 /// Serves the file in the node's own namespace, as a process that is not the node's.
