@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use kpng_linux::rtnetlink::Link;
+use kpng_linux::sysctl;
 
 /// How the data path is built, beside what the plan says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,20 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Warns when the node's own connections may use the ports of masqueraded ones: an answer to one
+    /// would be taken for an answer to the other.
+    pub(crate) fn warn_of_shared_ports(&self) {
+        const OWN: &str = "net/ipv4/ip_local_port_range";
+        let range = sysctl::get(OWN).unwrap_or_default();
+        if shares_ports(&self.snat_ports, &range) {
+            let (first, last) = (self.snat_ports.start(), self.snat_ports.end());
+            tracing::warn!(
+                "the ports {first} to {last} of masqueraded connections are among those of the \
+                 node's own ({range}); change net.ipv4.ip_local_port_range, or --snat-ports"
+            );
+        }
+    }
+
     /// How many elements a map holds that programs write themselves.
     pub(crate) fn capacity(&self, state: &str) -> u32 {
         match state {
@@ -67,5 +82,26 @@ impl Config {
             device.is_up() && known && (chosen || device.is_loopback())
         });
         devices
+    }
+}
+
+/// Whether ports are in a range as the kernel writes it: the first and the last port.
+fn shares_ports(ports: &RangeInclusive<u16>, range: &str) -> bool {
+    let mut ends = range.split_whitespace().filter_map(|end| end.parse::<u16>().ok());
+    let (Some(first), Some(last)) = (ends.next(), ends.next()) else { return false };
+    first <= *ports.end() && *ports.start() <= last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_ports_are_noticed() {
+        let ports = Config::default().snat_ports;
+        assert!(!shares_ports(&ports, "32768\t60999"), "the kernel's own range");
+        assert!(shares_ports(&ports, "1024\t65535"));
+        assert!(shares_ports(&ports, "61000\t61000"));
+        assert!(!shares_ports(&ports, ""));
     }
 }

@@ -78,6 +78,7 @@ impl Ebpf {
     /// When there is no control group of version 2, or the process may not use BPF.
     pub fn open(config: Config) -> Result<Self, Error> {
         Links::open(&config)?;
+        config.warn_of_shared_ports();
         let monitor = AddressMonitor::open()?;
         Ok(Self { config, devices: Rtnetlink::open()?, monitor, written: None })
     }
