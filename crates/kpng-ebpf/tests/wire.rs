@@ -19,6 +19,8 @@ use std::time::Duration;
 use kpng_core::Backend;
 use kpng_core::model::Family;
 use kpng_ebpf::{Config, Ebpf};
+use kpng_linux::rtnetlink::Rtnetlink;
+use kpng_linux::sysctl;
 use kpng_testkit::bpf::BpfPlace;
 use kpng_testkit::conformance::{OnNode, all_services, plan_of};
 use kpng_testkit::fixture::address;
@@ -220,6 +222,53 @@ fn senders_learn_of_narrow_ways() {
             run(&network.node, &format!("{ip} route flush {to}"));
             run(&network.node, &format!("{ip} route add {to} dev {device}"));
         }
+    }
+    assert_undamaged(&network);
+}
+
+/// Puts an endpoint, the address of remote2, behind remote1, whose way to it is narrow. The endpoint
+/// is pod3, which answers by its own way.
+fn build_narrow_router(network: &Network) {
+    let (router, far) = (network.remote_pod(1), network.pod(3));
+    let peer = far.namespace().try_clone().unwrap();
+    router.run(move || {
+        Rtnetlink::open().unwrap().add_veth("down", "up", &peer).unwrap();
+        sysctl::set("net/ipv4/ip_forward", "1").unwrap();
+        sysctl::set("net/ipv6/conf/all/forwarding", "1").unwrap();
+    });
+    run(router, "ip link set dev down up");
+    run(far, "ip link set dev up up");
+    for family in Family::ALL {
+        let ip = if family == Family::V4 { "ip -4" } else { "ip -6" };
+        let (target, via) = (address("remote2", family), address("remote1", family));
+        let node_route = format!("{ip} route add {target} via {via} dev remote1 onlink");
+        run(&network.node, &node_route);
+        run(far, &format!("{ip} address add {target} dev up"));
+        run(router, &format!("{ip} route add {target} dev down mtu 1300"));
+    }
+}
+
+#[test]
+fn senders_learn_of_narrow_ways_behind_routers() {
+    let Some(network) = network() else { return };
+    build_narrow_router(&network);
+    let place = BpfPlace::new(&network);
+    let node = OnNode::new(&network, backend(&place));
+    let cluster = "
+        service t/far cluster=cluster.1 port=tcp:80:30001 port=udp:53/UDP:30053
+        slice t/far tcp=9000 udp=9053/UDP
+          remote2";
+    node.sync(plan_of(cluster).plan(), None);
+    let listener = listen(network.pod(3));
+    for family in Family::ALL {
+        let server = udp(network.pod(3), SocketAddr::new(address("remote2", family), 9053));
+        let client = udp_client(&network.client, frontend(UDP[0], family));
+        // The router tells the node, which tells the client, which sends smaller parts.
+        assert!(exchange(&client, &server, 1400).is_err(), "the first one is lost");
+        client.take_error().unwrap();
+        exchange(&client, &server, 1400).unwrap();
+        let (mut near, mut far) = connect(&network.client, frontend(TCP[0], family), &listener);
+        transfer(&mut near, &mut far, 1 << 20);
     }
     assert_undamaged(&network);
 }
