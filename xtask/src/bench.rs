@@ -8,6 +8,7 @@ mod cluster;
 mod core;
 mod ebpf;
 mod fanout;
+mod haproxy;
 mod kube;
 mod nft;
 mod process;

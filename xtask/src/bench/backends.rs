@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use kpng::backends::{ALL, Row};
+use kpng::backends::{ALL, Choice, Row};
 use kpng_core::backend::BackendError;
 use kpng_core::store::Reader;
 use kpng_core::{Backend, Planner};
-use kpng_linux::namespace::NetNs;
+use kpng_testkit::bpf::BpfPlace;
+use kpng_testkit::network::{Network, Topology};
 
 use super::Size;
 use super::cluster::{Cluster, NODE, facts};
@@ -68,14 +69,28 @@ const CHANGE_CPU: &str = "replace endpoint, CPU median us";
 pub(crate) fn measure(which: &Which, size: Size, changes: usize) -> Result<Figures> {
     let rows = which.rows()?;
     ensure!(rows.len() == 1, "one backend is measured at a time");
-    let namespace = NetNs::new().context("a network namespace needs root")?;
-    namespace.run(|| Node::start(rows[0], size)?.measure(changes))?
+    let network = Network::new(Topology { pods: 1, remote_pods: 0 }).context("no namespaces")?;
+    let place = place(rows[0], &network);
+    let choice = choice(rows[0], place.as_ref());
+    network.node.namespace().run(|| Node::start(&*choice, size)?.measure(changes))?
+}
+
+/// What a backend needs that must not have the whole machine.
+pub(super) fn place(row: &Row, network: &Network) -> Option<BpfPlace> {
+    (row.name == "ebpf").then(|| BpfPlace::new(network))
+}
+
+/// The backend with its defaults, but for its place.
+pub(super) fn choice(row: &Row, place: Option<&BpfPlace>) -> Box<dyn Choice> {
+    let Some(place) = place else { return (row.default)() };
+    let (root, cgroup_root) = (place.pins.clone(), Some(place.cgroup.clone()));
+    Box::new(kpng_ebpf::Config { root, cgroup_root, ..Default::default() })
 }
 
 /// A pipeline without its loop.
-struct Node {
+struct Node<'a> {
     size: Size,
-    row: &'static Row,
+    choice: &'a dyn Choice,
     cluster: Cluster,
     reader: Reader,
     planner: Planner,
@@ -83,13 +98,13 @@ struct Node {
     figures: Figures,
 }
 
-impl Node {
-    fn start(row: &'static Row, size: Size) -> Result<Self> {
+impl<'a> Node<'a> {
+    fn start(choice: &'a dyn Choice, size: Size) -> Result<Self> {
         let mut figures = Figures::default();
         let (cluster, store) = Cluster::new(size);
         let mut reader = store.reader();
         let mut planner = Planner::new(NODE, facts());
-        let mut backend = (row.default)().open()?;
+        let mut backend = choice.open()?;
         let (start, ()) = process_cost(|| {
             let update = reader.try_next().context("the store is synced")?;
             planner.update(&update);
@@ -97,7 +112,7 @@ impl Node {
         })?;
         figures.push("cold start, wall ms", ms(start.wall));
         figures.push(START_CPU, ms(start.cpu));
-        Ok(Self { size, row, cluster, reader, planner, backend, figures })
+        Ok(Self { size, choice, cluster, reader, planner, backend, figures })
     }
 
     fn measure(mut self, changes: usize) -> Result<Figures> {
@@ -125,7 +140,7 @@ impl Node {
         let (now, peak) = resident()?;
         self.figures.push("RSS, MiB", now);
         self.figures.push("RSS peak, MiB", peak);
-        let mut restarted = (self.row.default)().open()?;
+        let mut restarted = self.choice.open()?;
         let plan = self.planner.plan();
         let (restart, ()) = process_cost(|| restarted.sync(plan, None).map_err(boxed))?;
         self.figures.push("restart, wall ms", ms(restart.wall));

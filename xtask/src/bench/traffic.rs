@@ -1,8 +1,8 @@
 //! What packets cost through a service, beside a direct connection in the same run: new connections,
-//! and bytes.
+//! and bytes. The proxy of userspace is measured beside HAProxy too, where that is installed.
 //!
-//! Everything is in this process: clients, servers, the kernel's work for them, and the proxies of
-//! userspace. So a processor time is that of all of it.
+//! Clients, servers, the kernel's work for them and our own proxy are in this process, so its
+//! processor time is that of all of it. HAProxy's is added.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,8 +15,9 @@ use kpng_testkit::fixture::address;
 use kpng_testkit::network::{Host, Network, Topology};
 use rustix::net::sockopt::set_socket_linger;
 
-use super::backends::Which;
-use super::process::process_cost;
+use super::backends::{Which, choice, place};
+use super::haproxy::Haproxy;
+use super::process::{process_cost, resident};
 use super::table::{Figures, Limit, Target};
 
 const CLUSTER: &str = "
@@ -24,8 +25,10 @@ const CLUSTER: &str = "
     slice t/web http=8080 sink=8081
       pod1";
 const GIB: u64 = 1 << 30;
-/// Connections are made in turns, so that both ways meet the same noise.
+/// Connections are made in turns, so that all ways meet the same noise.
 const TURNS: usize = 40;
+/// How many idle connections a proxy holds.
+const IDLE: usize = 10_000;
 
 /// What the backends promise, of those that have a promise.
 pub(crate) fn targets(backend: &str) -> &'static [Target] {
@@ -35,12 +38,27 @@ pub(crate) fn targets(backend: &str) -> &'static [Target] {
             Target { figure: NEW, size: "", limit: Limit::Below(1.03) },
             Target { figure: BYTES, size: "", limit: Limit::Below(1.03) },
         ],
+        "userspacelin" => &[
+            Target { figure: NEW_PEER, size: "", limit: Limit::Below(1.0) },
+            Target { figure: CPU_PEER, size: "", limit: Limit::Below(1.0) },
+            Target { figure: IDLE_MEMORY, size: "", limit: Limit::Below(100.0) },
+        ],
         _ => &[],
     }
 }
 
 const NEW: &str = "connection, time, service : direct";
 const BYTES: &str = "GiB, time, service : direct";
+const NEW_PEER: &str = "connection, time, service : HAProxy";
+const CPU_PEER: &str = "GiB, CPU, service : HAProxy";
+const IDLE_MEMORY: &str = "RSS of 10k idle connections, MiB";
+
+/// One way to the server.
+struct Way {
+    name: &'static str,
+    greeter: SocketAddr,
+    sink: SocketAddr,
+}
 
 /// Measures the packets of one backend.
 pub(crate) fn measure(which: &Which, quick: bool) -> Result<Figures> {
@@ -49,17 +67,32 @@ pub(crate) fn measure(which: &Which, quick: bool) -> Result<Figures> {
     let row = rows[0];
     let network =
         Network::new(Topology { pods: 2, remote_pods: 0 }).context("network namespaces")?;
-    let node = OnNode::new(&network, || (row.default)().open().expect("it was opened before"));
+    let place = place(row, &network);
+    let choice = choice(row, place.as_ref());
+    let node = OnNode::new(&network, move || choice.open().expect("it was opened before"));
     node.sync(plan_of(CLUSTER).plan(), None);
     let (client, server) = (network.pod(2), network.pod(1));
     let (pod, vip) = (server.v4(), address("cluster.1", Family::V4));
     accept(server, SocketAddr::new(pod, 8080), greet);
     accept(server, SocketAddr::new(pod, 8081), swallow);
+    let at = |name, ip, greeter, sink| Way {
+        name,
+        greeter: SocketAddr::new(ip, greeter),
+        sink: SocketAddr::new(ip, sink),
+    };
+    let mut ways = vec![at("direct", pod, 8080, 8081), at("service", vip, 80, 81)];
+    let is_proxy = row.name == "userspacelin";
+    let haproxy = if is_proxy { Haproxy::start(&network.node, pod, [8080, 8081])? } else { None };
+    if haproxy.is_some() {
+        let [greeter, sink] = Haproxy::PORTS;
+        ways.push(at("HAProxy", network.node.v4(), greeter, sink));
+    }
     let mut figures = Figures::default();
-    let both = [SocketAddr::new(pod, 8080), SocketAddr::new(vip, 80)];
-    connections(client, both, if quick { 50 } else { 500 }, &mut figures)?;
-    let both = [SocketAddr::new(pod, 8081), SocketAddr::new(vip, 81)];
-    bytes(client, both, if quick { 1 } else { 5 }, &mut figures)?;
+    connections(client, &ways, if quick { 50 } else { 500 }, &mut figures)?;
+    bytes(client, &ways, haproxy.as_ref(), if quick { 1 } else { 5 }, &mut figures)?;
+    if is_proxy {
+        figures.push(IDLE_MEMORY, idle_memory(client, ways[1].sink)?);
+    }
     node.cleanup();
     Ok(figures)
 }
@@ -81,32 +114,36 @@ fn greet(mut stream: TcpStream) {
 
 /// Reads everything, then says so.
 fn swallow(mut stream: TcpStream) {
-    let mut buffer = vec![0; 1 << 18];
-    while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}
-    drop(stream.write(b"!"));
+    let work = move || {
+        let mut first = [0];
+        if stream.read(&mut first).is_ok_and(|length| length > 0) {
+            let mut buffer = vec![0; 1 << 18];
+            while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}
+            drop(stream.write(b"!"));
+        }
+    };
+    drop(std::thread::Builder::new().stack_size(64 * 1024).spawn(work));
 }
 
-fn connections(
-    client: &Host,
-    both: [SocketAddr; 2],
-    many: usize,
-    figures: &mut Figures,
-) -> Result<()> {
-    let (mut ratios, mut sums) = (Vec::new(), [Duration::ZERO; 2]);
+fn connections(client: &Host, ways: &[Way], many: usize, figures: &mut Figures) -> Result<()> {
+    let mut times = vec![Vec::new(); ways.len()];
     for turn in 0..TURNS {
-        let mut times = [Duration::ZERO; 2];
-        // The first of a turn is the other one in the next.
-        for way in [turn % 2, 1 - turn % 2] {
-            let to = both[way];
-            times[way] = client.run(move || connect(to, many))?;
-            sums[way] += times[way];
+        for number in 0..ways.len() {
+            // The first of a turn is another one in the next.
+            let way = (turn + number) % ways.len();
+            let to = ways[way].greeter;
+            times[way].push(client.run(move || connect(to, many))?.as_secs_f64());
         }
-        ratios.push(times[1].as_secs_f64() / times[0].as_secs_f64());
     }
-    let rate = |sum: Duration| (many * TURNS) as f64 / sum.as_secs_f64();
-    figures.push("connections per second, direct", rate(sums[0]));
-    figures.push("connections per second, service", rate(sums[1]));
-    figures.push(NEW, median(&mut ratios));
+    for (way, times) in ways.iter().zip(&times) {
+        let rate = many as f64 / median(times.iter().copied());
+        figures.push(format!("connections per second, {}", way.name), rate);
+    }
+    let ratio = |other: usize| median(times[1].iter().zip(&times[other]).map(|(a, b)| a / b));
+    figures.push(NEW, ratio(0));
+    if ways.len() > 2 {
+        figures.push(NEW_PEER, ratio(2));
+    }
     Ok(())
 }
 
@@ -122,27 +159,39 @@ fn connect(to: SocketAddr, many: usize) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-fn bytes(client: &Host, both: [SocketAddr; 2], rounds: usize, figures: &mut Figures) -> Result<()> {
-    let (mut times, mut costs) = (Vec::new(), Vec::new());
-    let (mut rates, mut cpus) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+fn bytes(
+    client: &Host,
+    ways: &[Way],
+    haproxy: Option<&Haproxy>,
+    rounds: usize,
+    figures: &mut Figures,
+) -> Result<()> {
+    let (mut times, mut cpus) = (vec![Vec::new(); ways.len()], vec![Vec::new(); ways.len()]);
     for _ in 0..rounds {
-        for (way, to) in both.into_iter().enumerate() {
+        for (number, way) in ways.iter().enumerate() {
+            let before = haproxy.map(Haproxy::cpu_time).transpose()?.unwrap_or_default();
+            let to = way.sink;
             let (cost, ()) = process_cost(|| client.run(move || send(to, GIB)))?;
-            rates[way].push(1.0 / cost.wall.as_secs_f64());
-            cpus[way].push(cost.cpu.as_secs_f64());
+            let after = haproxy.map(Haproxy::cpu_time).transpose()?.unwrap_or_default();
+            times[number].push(cost.wall.as_secs_f64());
+            cpus[number].push((cost.cpu + after.saturating_sub(before)).as_secs_f64());
         }
-        let last = |of: &[Vec<f64>; 2]| of[1].last().zip(of[0].last()).map(|(a, b)| a / b);
-        times.extend(last(&rates).map(|ratio| 1.0 / ratio));
-        costs.extend(last(&cpus));
     }
-    let [direct, service] = &mut rates;
-    figures.push("GiB per second, direct", median(direct));
-    figures.push("GiB per second, service", median(service));
-    figures.push(BYTES, median(&mut times));
-    let [direct, service] = &mut cpus;
-    figures.push("CPU s per GiB, direct", median(direct));
-    figures.push("CPU s per GiB, service", median(service));
-    figures.push("GiB, CPU, service : direct", median(&mut costs));
+    let ratio = |of: &[Vec<f64>], other: usize| {
+        median(of[1].iter().zip(&of[other]).map(|(service, other)| service / other))
+    };
+    for (way, times) in ways.iter().zip(&times) {
+        let rate = 1.0 / median(times.iter().copied());
+        figures.push(format!("GiB per second, {}", way.name), rate);
+    }
+    figures.push(BYTES, ratio(&times, 0));
+    for (way, cpus) in ways.iter().zip(&cpus) {
+        figures.push(format!("CPU s per GiB, {}", way.name), median(cpus.iter().copied()));
+    }
+    figures.push("GiB, CPU, service : direct", ratio(&cpus, 0));
+    if ways.len() > 2 {
+        figures.push(CPU_PEER, ratio(&cpus, 2));
+    }
     Ok(())
 }
 
@@ -158,7 +207,19 @@ fn send(to: SocketAddr, count: u64) -> Result<()> {
     Ok(())
 }
 
-fn median(values: &mut [f64]) -> f64 {
+/// By how much this process grows with many connections that say nothing, both their ends included.
+fn idle_memory(client: &Host, to: SocketAddr) -> Result<f64> {
+    let (before, _) = resident()?;
+    let open = move || (0..IDLE).map(|_| TcpStream::connect(to)).collect::<Result<Vec<_>, _>>();
+    let streams = client.run(open).context("open many connections")?;
+    std::thread::sleep(Duration::from_secs(1));
+    let (after, _) = resident()?;
+    drop(streams);
+    Ok(after - before)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
