@@ -54,6 +54,12 @@ pub trait Backend: Send {
         Ok(None)
     }
 
+    /// How full the mechanism's own tables are, for those that have a size. Asked after each sync, so
+    /// it costs next to nothing.
+    fn usage(&self) -> Vec<Usage> {
+        Vec::new()
+    }
+
     /// What the mechanism cannot do at all. Everything else has to work.
     fn gaps(&self) -> &'static [Gap] {
         &[]
@@ -121,6 +127,17 @@ impl Objects {
             self.names.push(name());
         }
     }
+}
+
+/// How full a table of a mechanism is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// The table's name.
+    pub table: &'static str,
+    /// How many elements it holds.
+    pub elements: usize,
+    /// How many it can hold.
+    pub capacity: usize,
 }
 
 /// Something that a backend cannot do, because its mechanism cannot.

@@ -33,7 +33,7 @@ mod udp;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kpng_core::backend::{Backend, BackendError, Capability, Gap};
+use kpng_core::backend::{Backend, BackendError, Capability, Gap, Usage};
 use kpng_core::model::NamespacedName;
 use kpng_core::plan::{NodeFacts, Plan, PodDetection};
 use kpng_linux::rtnetlink::{AddressMonitor, Link, Rtnetlink};
@@ -171,6 +171,15 @@ impl Backend for Ebpf {
 
     fn disturbed(&mut self) -> Result<bool, BackendError> {
         Ok(self.keep_up()?)
+    }
+
+    fn usage(&self) -> Vec<Usage> {
+        let Some(Whole { state, object, .. }) = &self.written else { return Vec::new() };
+        let (sizes, capacity) = (state.sizes(), object.capacity());
+        let usage = |table: &'static str| {
+            Some(Usage { table, elements: sizes.of(table)?, capacity: capacity.of(table)? })
+        };
+        names::TABLES.into_iter().filter_map(usage).collect()
     }
 
     fn gaps(&self) -> &'static [Gap] {

@@ -27,6 +27,9 @@ pub(crate) struct Object {
     capacity: Sizes,
 }
 
+/// How many devices a table can hold.
+const POD_DEVICES: usize = 4096;
+
 /// How many elements a table shall be able to hold, given how many it holds at first.
 fn capacity(elements: usize) -> usize {
     (elements + elements / 2).next_power_of_two().max(1024)
@@ -43,22 +46,21 @@ impl Sizes {
         }
     }
 
-    fn of(self, table: &str) -> usize {
+    /// That of a table, where it depends on the plan.
+    pub(crate) fn of(self, table: &str) -> Option<usize> {
         match table {
-            "frontends" => self.frontends,
-            "targets" => self.targets,
-            "members" => self.members,
-            "ranges" => self.ranges,
-            "addresses" => self.addresses,
-            _ => 1024,
+            "frontends" => Some(self.frontends),
+            "targets" => Some(self.targets),
+            "members" => Some(self.members),
+            "ranges" => Some(self.ranges),
+            "addresses" => Some(self.addresses),
+            _ => None,
         }
     }
 
     /// Whether tables of this capacity hold so many elements.
     pub(crate) fn holds(self, sizes: Self) -> bool {
-        names::TABLES
-            .iter()
-            .all(|table| sizes.of(table) <= self.of(table) || *table == "pod_devices")
+        names::TABLES.iter().all(|table| sizes.of(table) <= self.of(table))
     }
 }
 
@@ -81,7 +83,8 @@ impl Object {
             loader.map_max_entries(state.name, entries).map_pin_path(state.name, path);
         }
         for table in names::TABLES {
-            let entries = u32::try_from(capacity.of(table)).unwrap_or(u32::MAX);
+            let entries = capacity.of(table).unwrap_or(POD_DEVICES);
+            let entries = u32::try_from(entries).unwrap_or(u32::MAX);
             loader.map_max_entries(table, entries);
         }
         let mut ebpf =

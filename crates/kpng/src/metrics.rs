@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::StatusCode;
 use kpng_api::{client, server};
-use kpng_core::backend::{self, Capability};
+use kpng_core::backend::{self, Capability, Usage};
 use kpng_core::model;
 use kpng_core::model::NamespacedName;
 use kpng_core::plan::Plan;
@@ -70,6 +70,8 @@ struct Inner {
     synced_revision: Arc<AtomicU64>,
     conflicts: Gauge,
     gaps: Family<Label<&'static str>, Gauge>,
+    table_elements: Family<Label<&'static str>, Gauge>,
+    table_capacity: Family<Label<&'static str>, Gauge>,
     services: Gauge,
     local_events: Counter,
     no_local_endpoints: Family<Label<&'static str>, Gauge>,
@@ -168,6 +170,15 @@ impl Metrics {
     pub(crate) fn set_gaps(&self, counts: impl Iterator<Item = (Capability, usize)>) {
         for (what, services) in counts {
             self.0.gaps.get_or_create(&[("what", what.name())]).set(gauge(services));
+        }
+    }
+
+    /// The backend's tables are this full.
+    pub(crate) fn set_usage(&self, usage: &[Usage]) {
+        for Usage { table, elements, capacity } in usage {
+            let label = [("table", *table)];
+            self.0.table_elements.get_or_create(&label).set(gauge(*elements));
+            self.0.table_capacity.get_or_create(&label).set(gauge(*capacity));
         }
     }
 
@@ -297,6 +308,8 @@ impl Inner {
             synced_revision: Arc::default(),
             conflicts: Gauge::default(),
             gaps: Family::default(),
+            table_elements: Family::default(),
+            table_capacity: Family::default(),
             services: Gauge::default(),
             local_events: Counter::default(),
             no_local_endpoints: Family::default(),
@@ -325,24 +338,38 @@ impl Inner {
             this.no_local_endpoints.clone(),
         );
         register_answers(kube_proxy, healthz, livez);
-        let own = registry.sub_registry_with_prefix("kpng");
+        this.register_own(registry.sub_registry_with_prefix("kpng"));
+        this
+    }
+
+    /// What kube-proxy has not.
+    fn register_own(&self, own: &mut Registry) {
         own.register(
             "frontend_conflicts",
             "Claims to frontends that are not met because another service has them",
-            this.conflicts.clone(),
+            self.conflicts.clone(),
         );
         own.register(
             "services_with_gaps",
             "Services that need what the backend cannot do",
-            this.gaps.clone(),
+            self.gaps.clone(),
         );
-        own.register("services", "Services that this node serves", this.services.clone());
+        own.register(
+            "backend_table_elements",
+            "Elements in tables of the backend that have a size",
+            self.table_elements.clone(),
+        );
+        own.register(
+            "backend_table_capacity",
+            "Elements that such tables can hold; they grow by themselves",
+            self.table_capacity.clone(),
+        );
+        own.register("services", "Services that this node serves", self.services.clone());
         own.register(
             "node_local_events",
             "Services whose plan for this node changed",
-            this.local_events.clone(),
+            self.local_events.clone(),
         );
-        this
     }
 }
 

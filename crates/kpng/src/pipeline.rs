@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kpng_core::backend::{Backend, BackendError};
+use kpng_core::backend::{Backend, BackendError, Usage};
 use kpng_core::backoff::Backoff;
 use kpng_core::model::ServiceState;
 use kpng_core::plan::{Changes, NodeFacts, Plan, Planner};
@@ -77,6 +77,8 @@ pub struct Synced<'a> {
     pub revision: Revision,
     /// How many claims to frontends are not met.
     pub conflicts: usize,
+    /// How full the backend's tables are.
+    pub usage: Vec<Usage>,
     /// What the backend said.
     pub result: &'a Result<(), BackendError>,
 }
@@ -180,6 +182,7 @@ impl<V: Counted> Pipeline<V> {
                 taken: outcome.taken,
                 revision: outcome.revision,
                 conflicts: work.planner.conflict_count(),
+                usage: work.backend.usage(),
                 result,
             }));
         }

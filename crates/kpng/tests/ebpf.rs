@@ -67,7 +67,10 @@ fn the_data_path_outlives_the_process_until_it_is_cleaned_up() {
     write(&path, "10.180.0.2");
     eventually("the new endpoint answers", || answers(&network, "pod2"));
     let metrics = http(&network.node, 10249, "/metrics").unwrap();
-    assert!(metrics.contains("kpng_"), "{metrics}");
+    // The service's cluster IP, its node port, and the closed cluster IP.
+    let elements = "kpng_backend_table_elements{table=\"frontends\"} 3";
+    assert!(metrics.contains(elements), "{metrics}");
+    assert!(metrics.contains("kpng_backend_table_capacity{table=\"targets\"} 1024"), "{metrics}");
     assert!(kpng.terminate().success());
     assert!(answers(&network, "pod2"), "{}", kpng.log());
 

@@ -50,6 +50,7 @@ impl Observer {
         self.metrics.changes(synced.taken.0, synced.taken.1);
         self.metrics.sync_done(full, duration, synced.result);
         self.metrics.set_conflicts(synced.conflicts);
+        self.metrics.set_usage(&synced.usage);
         for conflict in &changes.conflicts {
             warn!("{conflict}");
         }
