@@ -19,6 +19,7 @@
 //! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 //! ```
 
+mod audit;
 mod config;
 mod dry_run;
 mod ledger;
@@ -35,9 +36,9 @@ mod tests;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use kpng_core::backend::{Backend, BackendError, Capability, Gap};
+use kpng_core::backend::{Audit, Backend, BackendError, Capability, Gap};
 use kpng_core::model::{Family, NamespacedName, Protocol};
-use kpng_core::plan::{Plan, Target};
+use kpng_core::plan::{FrontendKey, Plan, Target};
 use kpng_linux::ipvs::{Command, Destination, Ipvs as Kernel, ServiceKey};
 use kpng_linux::nft::{Change, Content, Element, OwnedTable, Value};
 use tracing::warn;
@@ -357,6 +358,18 @@ impl Backend for Ipvs {
 
     fn disturbed(&mut self) -> Result<bool, BackendError> {
         Ok(self.check()?)
+    }
+
+    fn audit(&mut self, plan: &Plan) -> Result<Option<Audit>, BackendError> {
+        Ok(Some(self.compare(plan)?))
+    }
+
+    fn holds(
+        &mut self,
+        plan: &Plan,
+        frontend: &FrontendKey,
+    ) -> Result<Option<Vec<String>>, BackendError> {
+        Ok(Some(self.describe(plan, frontend)?))
     }
 
     fn gaps(&self) -> &'static [Gap] {

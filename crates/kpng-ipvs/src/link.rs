@@ -74,9 +74,14 @@ impl AddressLink {
         if !link.is_up() {
             self.rtnetlink.set_up(link.index)?;
         }
+        self.find()
+    }
+
+    /// Lists addresses.
+    pub(crate) fn find(&mut self) -> Result<FoundAddresses, Error> {
         let mut found = FoundAddresses::default();
         for address in self.rtnetlink.addresses()?.into_iter().filter(|a| a.name != KUBE_PROXYS) {
-            let list = match address.index == self.index {
+            let list = match address.name == names::LINK {
                 true => &mut found.bound,
                 false => &mut found.others,
             };

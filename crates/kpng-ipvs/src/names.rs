@@ -128,6 +128,11 @@ impl Set {
         }
     }
 
+    /// The set with this name.
+    pub(crate) fn named(name: &str) -> Self {
+        Self::all().find(|set| set.name() == name).expect("elements are of sets of ours")
+    }
+
     /// The definition.
     pub(crate) fn def(self) -> SetDef {
         let daddr = || vec![Field::Daddr];

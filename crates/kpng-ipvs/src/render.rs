@@ -45,7 +45,8 @@ impl Spot {
         ServiceKey::Address { address, protocol: protocol.number(), port }
     }
 
-    fn key(&self) -> Bytes {
+    /// Its key in our sets.
+    pub(crate) fn key(&self) -> Bytes {
         Bytes::EMPTY.address(self.address).protocol(self.protocol.number()).port(self.port)
     }
 }
@@ -216,11 +217,7 @@ impl Renderer<'_, '_> {
             masquerade,
         };
         let mark = (self.take_mark)(&purpose, at)?;
-        let family = match family {
-            Family::V4 => rtnetlink::Family::V4,
-            Family::V6 => rtnetlink::Family::V6,
-        };
-        let key = ServiceKey::Mark { family, mark };
+        let key = ServiceKey::Mark { family: kernel_family(family), mark };
         if self.out.marked.iter().all(|marked| marked.key != key) {
             let service = Arc::new(self.virtual_service(pool, false));
             self.out.marked.push(Marked { purpose, key, service });
@@ -250,6 +247,14 @@ fn main_pool(route: &Route) -> Option<PoolId> {
         Action::Reject | Action::Drop => None,
     };
     pool(route.node).or_else(|| pool(route.pod)).or_else(|| pool(route.outside))
+}
+
+/// The family as the kernel's interfaces have it.
+pub(crate) fn kernel_family(family: Family) -> rtnetlink::Family {
+    match family {
+        Family::V4 => rtnetlink::Family::V4,
+        Family::V6 => rtnetlink::Family::V6,
+    }
 }
 
 /// The addresses on which node ports are served.

@@ -12,8 +12,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kpng_core::Backend;
-use kpng_core::model::Family;
-use kpng_core::plan::{Plan, Planner};
+use kpng_core::model::{Family, Protocol};
+use kpng_core::plan::{At, FrontendKey, Plan, Planner};
 use kpng_ipvs::{Config, GAPS, Ipvs, SCHEDULERS};
 use kpng_linux::ipvs::Timeouts;
 use kpng_linux::rtnetlink::Rtnetlink;
@@ -66,6 +66,8 @@ fn packets_go_where_the_plan_says() {
             let planner = plan(case);
             node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
             conformance.check(case, &network);
+            let audit = node.audit(planner.plan()).unwrap();
+            assert!(audit.is_equal(), "{}: {audit:?}", case.name);
             before = planner.plan().clone();
         }
         let wrong = conformance.finish();
@@ -492,5 +494,69 @@ fn an_endpoint_that_can_be_none_keeps_nobody_from_being_served() {
             assert_eq!(network.client.tcp(None, to).answered_by(), Some(pod));
         }
         assert!(!disturbed_soon(&node));
+    });
+}
+
+#[test]
+fn an_audit_tells_what_others_did() {
+    in_guest(LIMIT, || {
+        let network = settled_network();
+        let planner = plan_of(
+            "service t/web cluster=cluster.1 lb=lb.1 port=http:80 etp=Local
+             slice t/web http=8080
+               pod1
+               remote1",
+        );
+        let node = OnNode::new(&network, backend);
+        let audit = || node.audit(planner.plan()).unwrap();
+        let empty = audit();
+        assert_eq!((empty.found, empty.is_equal()), (0, false));
+        assert!(!run(&network.node, "ip link").contains("kpng-ipvs0"), "an audit changes nothing");
+        node.sync(planner.plan(), None);
+        let all = audit();
+        assert!(all.is_equal() && all.found == all.wanted && all.wanted > 40, "{all:?}");
+
+        for change in [
+            "ip address delete 172.30.0.1/32 dev kpng-ipvs0",
+            "ipvsadm -D -t [2001:db8:100::1]:80",
+            "ipvsadm -d -t 172.30.0.1:80 -r 10.180.0.1:8080",
+            "ipvsadm -a -f 1802502145 -r 10.180.0.4:8080 -m",
+            "ipvsadm -E -t 198.51.100.1:80 -s lc -b flag-3",
+            "nft delete element ip kpng-ipvs services { 172.30.0.1 . tcp . 80 }",
+        ] {
+            run(&network.node, change);
+        }
+        let changed = audit();
+        assert_eq!(
+            changed.missing.names,
+            [
+                "address 172.30.0.1 of link kpng-ipvs0",
+                "-t 172.30.0.1:80 -r 10.180.0.1:8080 -m -w 1",
+                "virtual service -t [2001:db8:100::1]:80 -s rr -b flag-3",
+                "table ip kpng-ipvs element services { 172.30.0.1 . tcp . 80 }",
+            ]
+        );
+        assert_eq!(changed.missing.count, 6, "with two destinations");
+        assert_eq!(changed.differing.names, ["virtual service -t 198.51.100.1:80 -s lc -b flag-3"]);
+        assert_eq!(changed.foreign.names, ["-f 1802502145 -r 10.180.0.4:8080 -m -w 1"]);
+
+        let key = FrontendKey {
+            at: At::Vip(address("lb.1", Family::V4)),
+            protocol: Protocol::Tcp,
+            port: 80,
+        };
+        let lines = node.holds(planner.plan(), key).unwrap();
+        let expected = "\
+            address 198.51.100.1 of link kpng-ipvs0
+            table ip kpng-ipvs element services { 198.51.100.1 . tcp . 80 }
+            table ip kpng-ipvs element masqueraded-from-node { 198.51.100.1 . tcp . 80 }
+            table ip kpng-ipvs element marks-from-outside { 198.51.100.1 . tcp . 80 : 0x6b700001 }
+            ipvs -t 198.51.100.1:80 -s rr -b flag-3 (differs: -t 198.51.100.1:80 -s lc -b flag-3)
+            ipvs -t 198.51.100.1:80 -r 10.180.0.1:8080 -m -w 1: 0 connections
+            ipvs -t 198.51.100.1:80 -r 10.180.1.1:8080 -m -w 1: 0 connections
+            ipvs -f 1802502145 -s rr -b flag-3
+            ipvs -f 1802502145 -r 10.180.0.1:8080 -m -w 1: 0 connections";
+        let expected: Vec<_> = expected.lines().map(str::trim).collect();
+        assert_eq!(lines, expected);
     });
 }

@@ -29,7 +29,7 @@ pub use model::{
     Table, TableFamily, Value, Verdict,
 };
 pub use monitor::Monitor;
-pub use owned::{Change, Content, OwnedTable, owned_text};
+pub use owned::{Change, Comparison, Content, OwnedTable, owned_text};
 pub use read::{FoundChain, FoundRule, FoundSet, FoundTable};
 
 /// Netlink message types of nf_tables, without the subsystem (`NFT_MSG_*`).

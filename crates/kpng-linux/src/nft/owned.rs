@@ -4,11 +4,14 @@
 //! holds at first and after a failure, and with what was written before otherwise: only differences
 //! are written, and a restart that wants the same writes nothing.
 
+mod compare;
 #[cfg(test)]
 mod tests;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+
+pub use compare::Comparison;
 
 use super::{
     Batch, Bytes, Chain, Element, FoundTable, Monitor, Nftables, Rule, SetDef, Table, text,

@@ -202,6 +202,38 @@ fn others_are_noticed_and_what_they_did_is_undone() {
 }
 
 #[test]
+fn a_comparison_tells_what_differs_and_changes_nothing() {
+    in_namespace(|mut owned| {
+        let nothing = owned.compare(&content()).unwrap();
+        assert_eq!((nothing.wanted, nothing.found), (7, 0));
+        assert_eq!(nothing.missing, ["table ip owned"]);
+        owned.replace(&content()).unwrap();
+        let equal = Comparison { wanted: 7, found: 7, ..Comparison::default() };
+        assert_eq!(owned.compare(&content()).unwrap(), equal);
+
+        let mut wanted = content();
+        wanted.chains[0] = chain("refuse", &[Statement::NotFromLoopback, Statement::Reject]);
+        wanted.chains.push(chain("more", &[]));
+        wanted.elements = vec![ip(1), ip(3), route(1, "drop"), route(2, "drop")];
+        let found = owned.compare(&wanted).unwrap();
+        assert_eq!((found.wanted, found.found), (8, 4));
+        assert_eq!(
+            found.missing,
+            ["table ip owned chain more", "table ip owned element ips { 10.0.0.3 }"]
+        );
+        assert_eq!(
+            found.differing,
+            [
+                "table ip owned chain refuse",
+                "table ip owned element routes { 10.0.0.1 . 80 : goto refuse }"
+            ]
+        );
+        assert_eq!(found.foreign, ["table ip owned element ips { 10.0.0.2 }"]);
+        assert!(!owned.disturbed().unwrap());
+    });
+}
+
+#[test]
 fn a_table_of_another_shape_is_replaced() {
     in_namespace(|mut owned| {
         owned.replace(&content()).unwrap();
