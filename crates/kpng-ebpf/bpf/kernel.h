@@ -13,8 +13,8 @@
 #define INLINE static __attribute__((always_inline)) inline
 
 /*
- * A function that the kernel verifies by itself, for any arguments: the time that this takes adds up
- * and does not multiply. Its pointers may be null for all the verifier knows, so each begins with
+ * A function that the kernel verifies by itself, for any arguments, so the time that this takes does
+ * not multiply. Its pointers may be null for all the verifier knows, so each begins with
  * `if (!pointer)`. All stacks along a chain of calls together have 512 bytes.
  */
 #define FUNCTION __attribute__((noinline))

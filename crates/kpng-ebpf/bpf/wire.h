@@ -84,8 +84,8 @@ INLINE struct frontend *frontend_of(const struct packet *packet, int by_node)
 }
 
 /*
- * Makes the flow of a new connection to `target`, and says in `to` how its first packet leaves.
- * Fails when no port is free.
+ * Completes the flow of a new connection, which has its destination already, and remembers it. `to`
+ * says how the first packet leaves. Fails when no port is free.
  */
 FUNCTION int begin_flow(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
                         int masquerade, struct flow_key *to)

@@ -176,7 +176,7 @@ FUNCTION int answer_icmp_v6(struct __sk_buff *skb, const struct packet *packet,
     return send_back(skb, packet);
 }
 
-/* Answers with an ICMP error. The later parts of a packet are dropped: the first one is answered. */
+/* Answers with an ICMP error. Later parts of a packet are dropped: the first one is answered. */
 INLINE int answer_icmp(struct __sk_buff *skb, const struct packet *packet, struct icmp_error error,
                        __u32 mtu)
 {
