@@ -16,6 +16,8 @@ mod example;
 mod file;
 #[path = "node/inspect.rs"]
 mod inspect;
+#[path = "node/ipvs.rs"]
+mod ipvs;
 #[path = "node/process.rs"]
 mod process;
 #[path = "node/remote.rs"]
