@@ -82,6 +82,35 @@ INLINE int random_target(const struct choice *choice, struct endpoint *target)
 }
 
 /*
+ * A pod's socket that has chosen the pod itself is left to packets. So that the choice is not made
+ * twice, which would make it less likely than others, it is kept for the packet that follows at once.
+ */
+#define CHOICE_LASTS (SECOND / 2)
+
+INLINE void choose_itself(const struct frontend *frontend, const struct endpoint *itself)
+{
+    struct client_key key = {
+        .service_port = frontend->service_port,
+        .client = itself->address,
+    };
+    struct sticky choice = {.used = bpf_ktime_get_ns(), .target = *itself};
+    bpf_map_update_elem(&affinity, &key, &choice, BPF_ANY);
+}
+
+INLINE int chose_itself(const struct frontend *frontend, const struct address *client,
+                        struct endpoint *target)
+{
+    struct client_key key = {.service_port = frontend->service_port, .client = *client};
+    struct sticky *choice = bpf_map_lookup_elem(&affinity, &key);
+    if (!choice || !same_address(&choice->target.address, client) ||
+        bpf_ktime_get_ns() - choice->used > CHOICE_LASTS)
+        return 0;
+    *target = choice->target;
+    bpf_map_delete_elem(&affinity, &key);
+    return 1;
+}
+
+/*
  * Chooses a target for `client`. Fails only in the moment when a pool is replaced by another, long
  * after the frontend that was read has been.
  */
@@ -89,7 +118,7 @@ INLINE int choose_target(const struct frontend *frontend, const struct choice *c
                          const struct address *client, struct endpoint *target)
 {
     if (!frontend->affinity_seconds)
-        return random_target(choice, target);
+        return chose_itself(frontend, client, target) || random_target(choice, target);
     struct client_key key = {.service_port = frontend->service_port, .client = *client};
     struct sticky fresh = {.used = bpf_ktime_get_ns()};
     struct sticky *sticky = bpf_map_lookup_elem(&affinity, &key);

@@ -28,9 +28,16 @@ INLINE struct endpoint destination_of(const struct request *r)
     return (struct endpoint){.address = r->destination, .port = r->port};
 }
 
+INLINE int is_bound(long outcome, const struct frontend *frontend, const struct endpoint *target)
+{
+    if (!outcome)
+        choose_itself(frontend, target);
+    return outcome != -EADDRNOTAVAIL;
+}
+
 /* Whether the endpoint may be the pod itself. Such connections are masqueraded, so left alone. */
 INLINE int may_be_itself(struct bpf_sock_addr *ctx, const struct request *r,
-                         const struct endpoint *target)
+                         const struct frontend *frontend, const struct endpoint *target)
 {
     if (!is_unspecified(&r->source))
         return same_address(&r->source, &target->address);
@@ -61,7 +68,7 @@ INLINE int may_be_itself(struct bpf_sock_addr *ctx, const struct request *r,
             __u32 ip;
             __u64 zero;
         } address = {.family = AF_INET, .ip = target->address.word[3]};
-        return bpf_bind(ctx, &address, sizeof(address)) != -EADDRNOTAVAIL;
+        return is_bound(bpf_bind(ctx, &address, sizeof(address)), frontend, target);
     }
     struct {
         __u16 family;
@@ -70,7 +77,7 @@ INLINE int may_be_itself(struct bpf_sock_addr *ctx, const struct request *r,
         struct address ip;
         __u32 scope;
     } address = {.family = AF_INET6, .ip = target->address};
-    return bpf_bind(ctx, &address, sizeof(address)) != -EADDRNOTAVAIL;
+    return is_bound(bpf_bind(ctx, &address, sizeof(address)), frontend, target);
 }
 
 /*
@@ -126,7 +133,7 @@ INLINE enum verdict decide(struct bpf_sock_addr *ctx, const struct request *r,
     if (!choose_target(frontend, choice, &client, target))
         return LEAVE;
     if (!r->by_node)
-        return may_be_itself(ctx, r, target) ? LEAVE : REWRITE;
+        return may_be_itself(ctx, r, frontend, target) ? LEAVE : REWRITE;
     if (choice->masquerade && r->source_port && !same_address(&client, &node))
         masquerade_bound(r, target);
     return REWRITE;

@@ -289,3 +289,17 @@ fn udp_sockets_to_an_endpoint_that_is_gone_end() {
     assert!(direct.recv(&mut [0; 100]).is_ok());
     assert_eq!(flow.probe().answered_by(), Some("pod2"));
 }
+
+#[test]
+fn a_pod_chooses_itself_as_often_as_others() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let node = OnNode::new(&network, ebpf(&place));
+    node.sync(web("pod1\npod2").plan(), None);
+    for family in Family::ALL {
+        let ask = || network.pod(1).tcp(None, at("cluster.1", family, 80));
+        let itself = (0..400).filter(|_| ask().answered_by() == Some("pod1")).count();
+        // Five standard deviations are 50.
+        assert!((150..=250).contains(&itself), "{itself} of 400 ({})", family.name());
+    }
+}
