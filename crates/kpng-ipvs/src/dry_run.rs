@@ -12,20 +12,26 @@ use kpng_linux::nft::{Content, owned_text};
 use crate::ledger::Ledger;
 use crate::names::{self, Set};
 use crate::state::{FoundMarks, State, Work};
-use crate::{Config, skeleton};
+use crate::{Config, skeleton, system};
 
 /// What would make a node that has nothing do what `plan` says: addresses as `ip -b` reads them, virtual
-/// services as `ipvsadm -R` does, and tables as `nft -f` does.
+/// services as `ipvsadm -R` does, parameters as `sysctl -p` does, and tables as `nft -f` does.
 pub fn ruleset_text(plan: &Plan, config: &Config) -> String {
     let (work, facts) = (whole(plan, config), plan.facts());
-    let mut text = format!("# ip -b -\nlink add {} type dummy\n", names::LINK);
+    let link = names::LINK;
+    let mut text = format!("# ip -b -\nlink add {link} type dummy\nlink set {link} up\n");
     for address in &work.bind {
-        let length = if address.is_ipv4() { 32 } else { 128 };
-        line(&mut text, format_args!("address add {address}/{length} dev {}", names::LINK));
+        let length = if address.is_ipv4() { "32" } else { "128 nodad" };
+        line(&mut text, format_args!("address add {address}/{length} dev {link}"));
     }
+    // The parameters of IPVS are there when its module is.
     line(&mut text, format_args!("\n# ipvsadm -R"));
     for command in &work.commands.grow {
         line(&mut text, format_args!("{command}"));
+    }
+    line(&mut text, format_args!("\n# sysctl -p -"));
+    for (name, value) in system::parameters(config) {
+        line(&mut text, format_args!("{} = {value}", name.replace('/', ".")));
     }
     for family in Family::ALL {
         line(&mut text, format_args!("\n# nft -f -"));

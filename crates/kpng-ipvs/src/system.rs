@@ -5,20 +5,30 @@ use kpng_linux::{Result, sysctl};
 
 use crate::Config;
 
+/// The parameters, and what they have to be.
+pub(crate) fn parameters(config: &Config) -> Vec<(&'static str, &'static str)> {
+    let mut parameters = vec![
+        // The rest of the network stack shall see IPVS's connections: nf_tables masquerades them.
+        ("net/ipv4/vs/conntrack", "1"),
+        // A packet to an endpoint that has gone ends the connection instead of waiting for its timeout.
+        ("net/ipv4/vs/expire_nodest_conn", "1"),
+        // A client that sticks to an endpoint with weight 0 gets another one.
+        ("net/ipv4/vs/expire_quiescent_template", "1"),
+    ];
+    if config.strict_arp {
+        parameters.push(("net/ipv4/conf/all/arp_ignore", "1"));
+        parameters.push(("net/ipv4/conf/all/arp_announce", "2"));
+    }
+    parameters
+}
+
 /// Sets what is not set yet.
 pub(crate) fn set_up(config: &Config) -> Result<()> {
-    // The rest of the network stack shall see IPVS's connections: nf_tables masquerades them.
-    sysctl::set_if_needed("net/ipv4/vs/conntrack", "1")?;
-    // A packet to an endpoint that has gone ends the connection instead of waiting for its timeout.
-    sysctl::set_if_needed("net/ipv4/vs/expire_nodest_conn", "1")?;
-    // A client that sticks to an endpoint with weight 0 gets another one.
-    sysctl::set_if_needed("net/ipv4/vs/expire_quiescent_template", "1")?;
+    for (name, value) in parameters(config) {
+        sysctl::set_if_needed(name, value)?;
+    }
     if reuses_slowly(&sysctl::get("kernel/osrelease")?) {
         sysctl::set_if_needed("net/ipv4/vs/conn_reuse_mode", "0")?;
-    }
-    if config.strict_arp {
-        sysctl::set_if_needed("net/ipv4/conf/all/arp_ignore", "1")?;
-        sysctl::set_if_needed("net/ipv4/conf/all/arp_announce", "2")?;
     }
     if config.timeouts != Timeouts::default() {
         Ipvs::open()?.set_timeouts(&config.timeouts)?;

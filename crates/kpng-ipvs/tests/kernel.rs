@@ -560,3 +560,32 @@ fn an_audit_tells_what_others_did() {
         assert_eq!(lines, expected);
     });
 }
+
+#[test]
+fn the_programs_that_the_text_is_for_make_of_it_what_the_backend_writes() {
+    in_guest(LIMIT, || {
+        let network = settled_network();
+        let planner = everything();
+        let text = kpng_ipvs::ruleset_text(planner.plan(), &Config::default());
+        for part in text.split("\n# ").map(|part| part.trim_start_matches("# ")) {
+            let (program, input) = part.split_once('\n').unwrap();
+            std::fs::write("/run/input", input.to_owned() + "\n").unwrap();
+            let program = program.trim_end_matches(" -").to_owned();
+            let file = if program == "ipvsadm -R" { "</run/input" } else { "/run/input" };
+            let line = format!("{program} {file}");
+            network.node.run(move || {
+                let status = Command::new("sh").args(["-c", &line]).status().unwrap();
+                assert!(status.success(), "{line}");
+            });
+        }
+        let node = OnNode::new(&network, backend);
+        let audit = node.audit(planner.plan()).unwrap();
+        // nft does not write the fingerprints by which we know our rules.
+        assert_eq!((audit.missing.count, audit.foreign.count), (0, 0), "{audit:?}");
+        let is_chain = |name: &String| name.contains(" chain ");
+        assert!(audit.differing.names.iter().all(is_chain), "{audit:?}");
+        let vip = SocketAddr::new(address("cluster.90", Family::V6), 80);
+        let answers = (0..20).any(|_| network.pod(3).tcp(None, vip).answered_by().is_some());
+        assert!(answers, "{}", listed(&network.node).join("\n"));
+    });
+}
