@@ -34,6 +34,10 @@ const TURN: usize = 64;
 /// How many endpoints are tried for one datagram.
 const ATTEMPTS: usize = 4;
 
+/// After this long without a datagram connection tracking may have forgotten the client, who may be at
+/// another frontend now. Nobody lets it forget sooner: the kernel's default is 30 seconds.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// The socket that the rules lead to.
 struct Listener {
     socket: UdpSocket,
@@ -113,10 +117,16 @@ impl Listener {
     fn take(self: &Arc<Self>, key: FlowKey, datagram: &[u8]) {
         self.shared.stats.udp.bytes.fetch_add(datagram.len() as u64, Ordering::Relaxed);
         let known = lock(&self.flows).get(&key).cloned();
+        let mut to = None;
         if let Some(flow) = known.filter(|flow| self.is_alive(flow)) {
-            return self.send(&flow, datagram);
+            if flow.silence() >= SILENCE {
+                to = self.original_destination(key);
+            }
+            if to.is_none_or(|to| to == flow.to) {
+                return self.send(&flow, datagram);
+            }
         }
-        let Some(to) = self.original_destination(key) else { return };
+        let Some(to) = to.or_else(|| self.original_destination(key)) else { return };
         let Some(origin) = origin(key.1) else { return };
         self.start(key, to, origin, Vec::new(), datagram);
     }
@@ -295,6 +305,12 @@ impl Flow {
     fn note(&self) {
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// How long there was no datagram.
+    fn silence(&self) -> Duration {
+        let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(last)
     }
 
     /// No answer has come yet, as far as is known.

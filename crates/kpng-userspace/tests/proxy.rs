@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -184,6 +184,49 @@ fn datagrams_find_the_endpoint_that_is_left_at_once_and_clients_are_kept_apart()
     let changed = vec![kpng_core::model::NamespacedName::new("t", "dns")];
     node.sync(plan_of(&one).plan(), Some(changed));
     assert!(answers().all(|pod| pod == "pod2"));
+}
+
+#[test]
+fn a_client_that_turns_to_another_frontend_is_not_taken_for_who_it_was() {
+    let (Some(network), folder) = (network(), tempfile::tempdir().unwrap()) else { return };
+    for pod in [1, 2] {
+        network.pod(pod).serve(&[9000]);
+    }
+    let _node = start(
+        &network,
+        &config(&folder),
+        "
+        service t/one cluster=cluster.1 port=dns:80/UDP
+        slice t/one dns=9000/UDP
+          pod1
+        service t/two cluster=cluster.2 port=dns:80/UDP
+        slice t/two dns=9000/UDP
+          pod2",
+    );
+    network.node.run(|| {
+        for name in ["udp_timeout", "udp_timeout_stream"] {
+            kpng_linux::sysctl::set(&format!("net/netfilter/nf_conntrack_{name}"), "2").unwrap();
+        }
+    });
+    let at = network.pod(3).v4();
+    let socket = network.pod(3).run(move || UdpSocket::bind((at, 0)).unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let ask = |frontend: &str| {
+        let to = SocketAddr::new(address(frontend, Family::V4), 80);
+        socket.send_to(b"who?", to).unwrap();
+        let mut buffer = [0; 100];
+        let (length, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!(from, to);
+        String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap().to_owned()
+    };
+    assert_eq!(ask("cluster.1"), "pod1");
+    assert_eq!(ask("cluster.2"), "pod2", "while connection tracking remembers the first");
+    assert_eq!(ask("cluster.1"), "pod1");
+    // When it does not, the client has the same address for the proxy at both.
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(ask("cluster.2"), "pod2");
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(ask("cluster.1"), "pod1");
 }
 
 #[test]
