@@ -4,7 +4,7 @@
 //! - [`cases`], [`conformance`]: the table of what must become of packets, and how it is run, by the
 //!   plan and by any backend with real packets.
 //! - [`random`]: random cluster states in that language.
-//! - [`network`]: a node, pods and a client, each a network namespace.
+//! - [`network`]: a node, pods and a client, each a network namespace: the crate `kpng-vnet`.
 //! - [`guest`]: another kernel for tests that this machine's kernel cannot run.
 //! - [`apiserver`]: etcd and kube-apiserver.
 //!
@@ -17,5 +17,5 @@ pub mod cases;
 pub mod conformance;
 pub mod fixture;
 pub mod guest;
-pub mod network;
+pub use kpng_vnet as network;
 pub mod random;

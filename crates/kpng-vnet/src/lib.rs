@@ -1,7 +1,7 @@
-//! A virtual network for packet tests: a node, pods and a client, each a network namespace.
+//! A virtual network: a node, pods and a client, each a network namespace, with servers and probes.
 //!
 //! No child processes, nothing outside the namespaces, and everything ends when the values are
-//! dropped. The node forwards but runs no proxy: that is what the tests bring.
+//! dropped, or with the process. The node forwards but runs no proxy: that is what its user brings.
 //!
 //! ```text
 //!  client 203.0.113.2, 203.0.113.130 (meant to be blocked), 2001:db8:203::2, 2001:db8:203:8000::2
@@ -14,7 +14,9 @@
 //!  pods 10.180.0.N, fd00:180::N   remote pods 10.180.1.N, fd00:180:1::N (on "another node")
 //! ```
 //!
-//! Addresses of services are up to the tests: whatever is none of the above is routed to the node
+//! More pods come and go with [`Network::connect`] and [`Network::disconnect`], at any address.
+//!
+//! Addresses of services are up to the user: whatever is none of the above is routed to the node
 //! by pods and client, and from the node to the client, where it ends.
 
 mod host;
@@ -102,6 +104,54 @@ impl Network {
         permitted().then(|| build(topology))
     }
 
+    /// The network without pods.
+    ///
+    /// # Errors
+    /// When this process may not create network namespaces.
+    ///
+    /// # Panics
+    /// When the kernel lacks what such a network is made of (veth pairs).
+    pub fn bare() -> kpng_linux::Result<Self> {
+        NetNs::new()?;
+        Ok(build(Topology { pods: 0, remote_pods: 0 }))
+    }
+
+    /// Makes a pod with these addresses, at the node's interface `interface`.
+    ///
+    /// # Errors
+    /// When the kernel refuses one of the addresses or the name; what was made is gone again.
+    pub fn connect(
+        &self,
+        name: &str,
+        interface: &str,
+        addresses: &[IpAddr],
+    ) -> kpng_linux::Result<Host> {
+        let pod = Host::new(name, addresses.to_vec());
+        connect_pod(&self.node, &pod, interface)?;
+        let interface = interface.to_owned();
+        self.node.try_configure(move |rtnetlink| {
+            while !rtnetlink.link(&interface)?.is_running() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        })?;
+        Ok(pod)
+    }
+
+    /// Takes a pod away that [`Network::connect`] made. Its routes are gone when this returns.
+    ///
+    /// # Errors
+    /// When the node has no such interface.
+    pub fn disconnect(&self, pod: Host, interface: &str) -> kpng_linux::Result<()> {
+        let interface = interface.to_owned();
+        let removed = self.node.try_configure(move |rtnetlink| {
+            let link = rtnetlink.link(&interface)?.index;
+            rtnetlink.delete_link(link)
+        });
+        drop(pod);
+        removed
+    }
+
     /// The pod `number`, counted from 1 as its name and addresses are.
     pub fn pod(&self, number: usize) -> &Host {
         &self.pods[number - 1]
@@ -123,10 +173,18 @@ fn permitted() -> bool {
     false
 }
 
+/// Why a pod with a name and addresses of ours can be connected.
+const CONNECTED: &str = "the node's namespace is ours, and the kernel has veth pairs";
+
 fn build(topology: Topology) -> Network {
-    let node = Host::new("node", [NODE_V4.into(), NODE_ALT_V4.into()], [NODE_V6, NODE_ALT_V6]);
-    let client =
-        Host::new("client", [CLIENT_V4.into(), BLOCKED_V4.into()], [CLIENT_V6, BLOCKED_V6]);
+    let node = Host::new(
+        "node",
+        vec![NODE_V4.into(), NODE_ALT_V4.into(), NODE_V6.into(), NODE_ALT_V6.into()],
+    );
+    let client = Host::new(
+        "client",
+        vec![CLIENT_V4.into(), BLOCKED_V4.into(), CLIENT_V6.into(), BLOCKED_V6.into()],
+    );
     node.configure(|_| {
         sysctl::set("net/ipv4/ip_forward", "1")?;
         sysctl::set("net/ipv6/conf/all/forwarding", "1")
@@ -134,13 +192,13 @@ fn build(topology: Topology) -> Network {
     connect_client(&node, &client);
     let pods = (1..=topology.pods).map(|n| {
         let pod = pod(&format!("pod{n}"), 0, n);
-        connect_pod(&node, &pod, &format!("{POD_INTERFACE_PREFIX}{n}"));
+        connect_pod(&node, &pod, &format!("{POD_INTERFACE_PREFIX}{n}")).expect(CONNECTED);
         pod
     });
     let pods = pods.collect();
     let remote_pods = (1..=topology.remote_pods).map(|n| {
         let pod = pod(&format!("remote{n}"), 1, n);
-        connect_pod(&node, &pod, pod.name());
+        connect_pod(&node, &pod, pod.name()).expect(CONNECTED);
         pod
     });
     let remote_pods = remote_pods.collect();
@@ -158,7 +216,7 @@ fn build(topology: Topology) -> Network {
 fn pod(name: &str, node: u8, number: u8) -> Host {
     let v4 = Ipv4Addr::new(10, 180, node, number);
     let v6 = Ipv6Addr::new(0xfd00, 0x180, node.into(), 0, 0, 0, 0, number.into());
-    Host::new(name, [v4.into()], [v6])
+    Host::new(name, vec![v4.into(), v6.into()])
 }
 
 /// Links node and client, each the other's default router.
@@ -184,12 +242,12 @@ fn connect_client(node: &Host, client: &Host) {
 
 /// Links a pod to the node as point-to-point CNI plugins do: the pod has single addresses and a
 /// router that exists on the link only, the node has one route per pod.
-fn connect_pod(node: &Host, pod: &Host, interface: &str) {
+fn connect_pod(node: &Host, pod: &Host, interface: &str) -> kpng_linux::Result<()> {
     const ROUTER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
     const ROUTER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
     let peer = pod.namespace().try_clone().expect("file descriptors are left");
     let (interface, addresses) = (interface.to_owned(), pod.addresses().to_vec());
-    node.configure(move |rtnetlink| {
+    node.try_configure(move |rtnetlink| {
         rtnetlink.add_veth(&interface, "eth0", &peer)?;
         let link = rtnetlink.link(&interface)?.index;
         // The node answers for the router's address, which it does not have, at once.
@@ -201,9 +259,9 @@ fn connect_pod(node: &Host, pod: &Host, interface: &str) {
             rtnetlink.add_route(&direct(address, link, None))?;
         }
         Ok(())
-    });
+    })?;
     let addresses = pod.addresses().to_vec();
-    pod.configure(move |rtnetlink| {
+    pod.try_configure(move |rtnetlink| {
         let link = add_addresses(rtnetlink, "eth0", &addresses)?;
         rtnetlink.add_route(&direct(ROUTER_V4, link, None))?;
         for router in [ROUTER_V4, ROUTER_V6] {
@@ -215,7 +273,7 @@ fn connect_pod(node: &Host, pod: &Host, interface: &str) {
             rtnetlink.add_route(&default(any, link, Some(router), None))?;
         }
         Ok(())
-    });
+    })
 }
 
 /// Switches a link on, gives it the addresses, each without a network, and returns its index.

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 /// The IP protocol number.
-pub(super) const PROTOCOL: u32 = 132;
+pub(crate) const PROTOCOL: u32 = 132;
 
 const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
@@ -20,11 +20,11 @@ const INIT_LEN: usize = 20;
 
 /// A packet with its first chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Packet {
-    pub(super) source_port: u16,
-    pub(super) destination_port: u16,
+pub(crate) struct Packet {
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
     /// The tag that the receiver chose for itself; 0 in INIT.
-    pub(super) tag: u32,
+    pub(crate) tag: u32,
     chunk: u8,
     /// The tag that the sender chooses for itself, in INIT and INIT ACK.
     initiate_tag: u32,
@@ -34,31 +34,31 @@ pub(super) struct Packet {
 
 impl Packet {
     /// The first packet of an association.
-    pub(super) fn init(source_port: u16, destination_port: u16, initiate_tag: u32) -> Self {
+    pub(crate) fn init(source_port: u16, destination_port: u16, initiate_tag: u32) -> Self {
         let cookie = Vec::new();
         Self { source_port, destination_port, tag: 0, chunk: INIT, initiate_tag, cookie }
     }
 
-    pub(super) fn is_init(&self) -> bool {
+    pub(crate) fn is_init(&self) -> bool {
         self.chunk == INIT
     }
 
-    pub(super) fn is_abort(&self) -> bool {
+    pub(crate) fn is_abort(&self) -> bool {
         self.chunk == ABORT
     }
 
     /// The state cookie of an INIT ACK.
-    pub(super) fn cookie(&self) -> Option<&[u8]> {
+    pub(crate) fn cookie(&self) -> Option<&[u8]> {
         (self.chunk == INIT_ACK).then_some(&self.cookie)
     }
 
     /// The INIT ACK for this INIT.
-    pub(super) fn accept(&self, cookie: &[u8]) -> Vec<u8> {
+    pub(crate) fn accept(&self, cookie: &[u8]) -> Vec<u8> {
         Self { cookie: cookie.to_vec(), ..self.reply(INIT_ACK) }.encode()
     }
 
     /// The ABORT for this INIT.
-    pub(super) fn abort(&self) -> Vec<u8> {
+    pub(crate) fn abort(&self) -> Vec<u8> {
         self.reply(ABORT).encode()
     }
 
@@ -73,7 +73,7 @@ impl Packet {
         }
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(self.source_port.to_be_bytes());
         bytes.extend(self.destination_port.to_be_bytes());
@@ -101,7 +101,7 @@ impl Packet {
     }
 
     /// The packet in `bytes`, or `None` when it is damaged.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut zeroed = bytes.to_vec();
         zeroed.get_mut(8..12)?.fill(0);
         if crc32c(&zeroed).to_le_bytes() != bytes[8..12] {
@@ -128,7 +128,7 @@ impl Packet {
 }
 
 /// The SCTP packet in what a raw socket received: IPv4 comes with its header, IPv6 without.
-pub(super) fn payload(received: &[u8], from: IpAddr) -> &[u8] {
+pub(crate) fn payload(received: &[u8], from: IpAddr) -> &[u8] {
     let header = match from {
         IpAddr::V4(_) => received.first().map_or(0, |first| usize::from(first & 0xf) * 4),
         IpAddr::V6(_) => 0,

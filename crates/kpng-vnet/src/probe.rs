@@ -13,7 +13,7 @@ use rustix::net::{
     sockopt,
 };
 
-use super::{Host, icmp, sctp};
+use crate::{Host, icmp, sctp};
 
 /// How long a probe waits before it takes a packet for dropped. TCP repeats its first packet only
 /// after a second, so that is not waited for.
@@ -243,7 +243,7 @@ impl TcpFlow {
 }
 
 /// A raw SCTP socket in the calling thread's namespace, of the family of `any`.
-pub(super) fn sctp_socket(any: IpAddr) -> io::Result<OwnedFd> {
+pub(crate) fn sctp_socket(any: IpAddr) -> io::Result<OwnedFd> {
     open(any, SocketType::RAW, sctp_protocol())
 }
 
@@ -251,7 +251,7 @@ fn sctp_protocol() -> Option<Protocol> {
     RawProtocol::new(sctp::PROTOCOL).map(Protocol::from_raw)
 }
 
-pub(super) fn open(
+pub(crate) fn open(
     like: IpAddr,
     kind: SocketType,
     protocol: Option<Protocol>,

@@ -11,18 +11,18 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketType, ipproto, recv};
 
-use super::probe;
+use crate::probe;
 
 const TCP: u8 = 6;
 
 /// A raw ICMP socket in the calling thread's namespace, of the family of `like`.
-pub(super) fn socket(like: IpAddr) -> io::Result<OwnedFd> {
+pub(crate) fn socket(like: IpAddr) -> io::Result<OwnedFd> {
     let protocol = if like.is_ipv4() { ipproto::ICMP } else { ipproto::ICMPV6 };
     probe::open(like, SocketType::RAW, Some(protocol))
 }
 
 /// The error that the waiting messages report for a TCP connection to `to`, if one does.
-pub(super) fn tcp_error(socket: &OwnedFd, source_port: u16, to: SocketAddr) -> Option<Errno> {
+pub(crate) fn tcp_error(socket: &OwnedFd, source_port: u16, to: SocketAddr) -> Option<Errno> {
     let mut buffer = [0; 2048];
     while let Ok((_, length)) = recv(socket, &mut buffer[..], RecvFlags::empty()) {
         let (errno, about) = match to.ip() {

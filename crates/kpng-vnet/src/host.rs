@@ -13,7 +13,7 @@ use kpng_linux::namespace::NetNs;
 use kpng_linux::rtnetlink::Rtnetlink;
 use kpng_linux::sysctl;
 
-use super::server::{Server, Style};
+use crate::server::{Server, Style};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -31,7 +31,7 @@ pub struct Host {
 
 impl Host {
     /// A host without interfaces, except the loopback. Its addresses are assigned later.
-    pub(super) fn new<const N: usize>(name: &str, v4: [IpAddr; N], v6: [Ipv6Addr; N]) -> Self {
+    pub(crate) fn new(name: &str, addresses: Vec<IpAddr>) -> Self {
         let namespace = NetNs::new().expect("a network namespace was created before");
         let inside = namespace.try_clone().expect("file descriptors are left");
         let (jobs, queue) = channel::<Job>();
@@ -41,7 +41,6 @@ impl Host {
         };
         let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
         let thread = Some(thread.expect("threads are left"));
-        let addresses = v4.into_iter().chain(v6.map(IpAddr::V6)).collect();
         let servers = Mutex::new(Vec::new());
         let host =
             Self { name: name.to_owned(), addresses, namespace, servers, jobs: Some(jobs), thread };
@@ -65,13 +64,13 @@ impl Host {
 
     /// The primary IPv4 address.
     pub fn v4(&self) -> IpAddr {
-        super::primary(&self.addresses, std::net::Ipv4Addr::UNSPECIFIED.into())
+        crate::primary(&self.addresses, std::net::Ipv4Addr::UNSPECIFIED.into())
             .expect("a host has both families")
     }
 
     /// The primary IPv6 address.
     pub fn v6(&self) -> IpAddr {
-        super::primary(&self.addresses, Ipv6Addr::UNSPECIFIED.into())
+        crate::primary(&self.addresses, Ipv6Addr::UNSPECIFIED.into())
             .expect("a host has both families")
     }
 
@@ -122,15 +121,21 @@ impl Host {
     }
 
     /// Changes the host's network configuration.
-    pub(super) fn configure(
+    pub(crate) fn configure(
         &self,
         change: impl FnOnce(&mut Rtnetlink) -> kpng_linux::Result<()> + Send + 'static,
     ) {
-        let result =
-            self.run(|| Rtnetlink::open().and_then(|mut rtnetlink| change(&mut rtnetlink)));
-        if let Err(error) = result {
+        if let Err(error) = self.try_configure(change) {
             panic!("cannot configure host {}: {error} ({error:?})", self.name);
         }
+    }
+
+    /// Changes the host's network configuration, which the kernel may refuse.
+    pub(crate) fn try_configure(
+        &self,
+        change: impl FnOnce(&mut Rtnetlink) -> kpng_linux::Result<()> + Send + 'static,
+    ) -> kpng_linux::Result<()> {
+        self.run(|| Rtnetlink::open().and_then(|mut rtnetlink| change(&mut rtnetlink)))
     }
 }
 

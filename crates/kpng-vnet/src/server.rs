@@ -10,11 +10,11 @@ use std::thread::{self, JoinHandle};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto};
 
-use super::{Host, probe, sctp};
+use crate::{Host, probe, sctp};
 
 /// What a server does with what it receives.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Style {
+pub(crate) enum Style {
     /// Tell who answers, and whom.
     Answer,
     /// Send it back.
@@ -23,7 +23,7 @@ pub(super) enum Style {
 
 /// A running server.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(crate) struct Server {
     /// Closing it ends the thread.
     stop: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
@@ -31,7 +31,7 @@ pub(super) struct Server {
 
 impl Server {
     /// Opens the ports, and serves them from then on.
-    pub(super) fn start(host: &Host, ports: &[u16], style: Style) -> Self {
+    pub(crate) fn start(host: &Host, ports: &[u16], style: Style) -> Self {
         let (stopped, stop) = pipe().expect("file descriptors are left");
         let name = host.name().to_owned();
         let (addresses, ports) = (host.addresses().to_vec(), ports.to_vec());
