@@ -17,7 +17,7 @@ use kpng_core::Planner;
 use kpng_core::model::Protocol;
 use kpng_core::plan::{NodeFacts, PodDetection};
 use kpng_core::store::Store;
-use kpng_linux::namespace::{NetNs, enter_user_namespace};
+use kpng_linux::namespace::{NetNs, enter_user_namespace, may_make_namespaces};
 use kpng_linux::sysctl;
 use kpng_nft::{Config, Nft};
 use kpng_testkit::conformance::OnNode;
@@ -195,14 +195,6 @@ fn run() -> anyhow::Result<usize> {
         _ => println!("{wrong} of {} requests went wrong.", REQUESTS.len()),
     }
     Ok(wrong)
-}
-
-/// Whether this process has CAP_SYS_ADMIN, number 21.
-fn may_make_namespaces() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let mask = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    mask.is_some_and(|mask| mask & 1 << 21 != 0)
 }
 
 /// What the file asks of the node.

@@ -12,6 +12,7 @@ use std::thread;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use crate::{Error, Result};
@@ -93,6 +94,14 @@ impl AsFd for NetNs {
     }
 }
 
+/// Whether this process may make namespaces as it is: it has CAP_SYS_ADMIN, number 21.
+pub fn may_make_namespaces() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << 21 != 0)
+}
+
 /// Makes an ordinary user "root" over a network of its own: moves the process into a new user
 /// namespace, where it is user and group 0, and into a new network namespace.
 ///
@@ -107,6 +116,45 @@ pub fn enter_user_namespace() -> Result<()> {
     write_map("setgroups", "deny")?;
     write_map("uid_map", &format!("0 {uid} 1"))?;
     write_map("gid_map", &format!("0 {gid} 1"))
+}
+
+/// Moves the process into the user namespace behind `path`, such as `/proc/PID/ns/user`, where it has
+/// all capabilities if the namespace belongs to its user. Nothing happens when it is there already.
+///
+/// The kernel moves only a process that has a single thread.
+///
+/// # Errors
+/// [`Error::Kernel`] when the namespace is somebody else's.
+pub fn join_user_namespace(path: &Path) -> Result<()> {
+    let fail =
+        |errno| Error::kernel(format_args!("enter the user namespace {}", path.display()), errno);
+    let own = rustix::fs::stat("/proc/self/ns/user").map_err(fail)?;
+    let other = rustix::fs::stat(path).map_err(fail)?;
+    if (own.st_dev, own.st_ino) == (other.st_dev, other.st_ino) {
+        return Ok(());
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(fail)?;
+    rustix::thread::move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::User))
+        .map_err(fail)
+}
+
+/// Puts an empty file system in memory, of at most a megabyte, over `directory`, for this process
+/// only. Others find it at `/proc/PID/root/DIRECTORY`; it goes with the process, however that ends.
+///
+/// It must come before the process starts threads: those that are there keep what they see.
+///
+/// # Errors
+/// [`Error::Kernel`] without CAP_SYS_ADMIN (see [`enter_user_namespace`]).
+pub fn mount_private_memory(directory: &Path) -> Result<()> {
+    let fail =
+        |errno| Error::kernel(format_args!("mount memory on {}", directory.display()), errno);
+    unshare(UnshareFlags::NEWNS).map_err(fail)?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).map_err(fail)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("kpng", directory, "tmpfs", flags, Some(c"size=1m,mode=0755"))
+        .map_err(fail)
 }
 
 fn write_map(file: &str, content: &str) -> Result<()> {
