@@ -3,6 +3,8 @@
 mod inspect;
 mod node;
 mod observe;
+#[cfg(feature = "playground")]
+mod playground;
 mod serving;
 mod source;
 mod watch;
@@ -46,6 +48,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     };
     if let Some(printed) = printed {
         return printed.map(|()| ExitCode::SUCCESS);
+    }
+    #[cfg(feature = "playground")]
+    if let Command::Playground(args) = cli.command {
+        return playground::run(args, cli.logging);
     }
     logging::start(&cli.logging);
     let runtime = runtime(&cli.command)?;

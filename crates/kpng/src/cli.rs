@@ -8,6 +8,8 @@ mod api;
 pub mod backends;
 mod inspect;
 mod node;
+#[cfg(feature = "playground")]
+mod playground;
 mod values;
 
 use std::ffi::OsString;
@@ -23,6 +25,8 @@ pub use inspect::{
     AskArgs, CheckArgs, Destination, DiffArgs, DumpArgs, DumpWhat, ExplainArgs, PacketSource,
 };
 pub use node::{DetectLocalMode, NodeArgs};
+#[cfg(feature = "playground")]
+pub use playground::{PlaygroundArgs, PlaygroundCommand};
 pub use values::{List, NodePortAddresses};
 
 use crate::http::BindAddress;
@@ -47,7 +51,8 @@ fn metrics_address(text: &str) -> Result<BindAddress, crate::http::Error> {
                   On a node:       kpng kube --kubeconfig=F to-local to-nft\n\
                   From a file:     kpng file --input F to-local to-nft\n\
                   For many nodes:  kpng kube to-api  +  kpng local --api=… to-nft\n\
-                  Only to look:    kpng file --input F to-local to-nft --dry-run",
+                  Only to look:    kpng file --input F to-local to-nft --dry-run\n\
+                  To play:         kpng playground",
     arg_required_else_help = true,
     subcommand_value_name = "SOURCE",
     subcommand_help_heading = "Sources",
@@ -141,6 +146,10 @@ pub enum Command {
     Diff(DiffArgs),
     /// See whether the kernel holds what it shall: ends with 0 if so, 1 if not, 2 if nobody can tell
     Check(CheckArgs),
+    /// Play with Services and a real backend, in a network of its own: no cluster, no root
+    #[cfg(feature = "playground")]
+    #[command(after_help = playground::EXAMPLES)]
+    Playground(PlaygroundArgs),
     /// List the backends, and what each cannot do
     Backends {
         /// In which form.

@@ -1,4 +1,4 @@
-//! The example that the README begins with, as an ordinary user and as root.
+//! The example that runs a small cluster, as an ordinary user and as root.
 
 #![expect(clippy::disallowed_methods, reason = "the example is started as its reader starts it")]
 

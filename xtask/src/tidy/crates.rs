@@ -80,9 +80,16 @@ const RULES: &[Rule] = &[
     backend("kpng-ipvs", &[]),
     backend("kpng-ebpf", &[Foreign::Kernel]),
     backend("kpng-userspace", &[Foreign::Async, Foreign::Kernel]),
+    Rule { name: "kpng-vnet", own: &["kpng-linux"], only: None, knows: &[Foreign::Kernel] },
+    Rule {
+        name: "kpng-playground",
+        own: &["kpng-core", "kpng-file", "kpng-linux", "kpng-vnet"],
+        only: None,
+        knows: &[],
+    },
     Rule {
         name: "kpng-testkit",
-        own: &["kpng-core", "kpng-linux"],
+        own: &["kpng-core", "kpng-linux", "kpng-vnet"],
         only: None,
         knows: &[Foreign::Kernel, Foreign::Serialization, Foreign::Async],
     },
