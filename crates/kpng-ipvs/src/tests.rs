@@ -1,5 +1,7 @@
 //! Pure tests: what is rendered, and what follows from changes.
 
+mod model;
+
 use expect_test::{Expect, expect};
 use kpng_testkit::cases::CASES;
 use kpng_testkit::conformance::{plan, plan_of};
