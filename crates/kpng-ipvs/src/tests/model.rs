@@ -71,7 +71,7 @@ impl Kernel {
         }
         for (_, set, element) in work.add {
             let entry = self.elements.entry((set, element.key));
-            let (held, owners) = entry.or_insert((element.clone(), 0));
+            let (held, owners) = entry.or_insert_with(|| (element.clone(), 0));
             (*held, *owners) = (element, *owners + 1);
         }
         for address in work.bind {
