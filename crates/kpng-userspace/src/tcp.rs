@@ -20,8 +20,8 @@ use crate::names;
 use crate::relay::relay;
 use crate::routes::ORIGINS;
 
-/// How long the first, the second, … endpoint has to answer; the last time for all further ones. A SYN
-/// that gets lost is sent again after a second.
+/// How long the first, the second, … attempt may take; the last time for all further ones. A SYN that
+/// gets lost is sent again after a second.
 const PATIENCE: [Duration; 4] = [
     Duration::from_millis(1200),
     Duration::from_millis(1200),
@@ -29,7 +29,7 @@ const PATIENCE: [Duration; 4] = [
     Duration::from_secs(4),
 ];
 
-/// How many endpoints are tried for one connection.
+/// How many attempts there are for one connection.
 const ATTEMPTS: usize = 8;
 
 /// After this long without a free file descriptor it is worth to look again.
@@ -105,17 +105,26 @@ async fn upstream(stream: &TcpStream, client: IpAddr, shared: &Shared) -> Option
     let to = original_destination(stream).ok()?;
     let route = shared.routes.find(to, Protocol::Tcp)?;
     let pool = route.pool(origin)?;
-    let mut tried: Vec<Target> = Vec::new();
-    while tried.len() < ATTEMPTS
-        && let Some(target) = shared.affinity.choose(&route, pool, client, &tried)
-    {
-        let patience = PATIENCE[tried.len().min(PATIENCE.len() - 1)];
-        match connect(target, patience, shared.mark).await {
+    let (mut tried, mut silent) = (Vec::new(), Vec::new());
+    let mut patience = PATIENCE.into_iter();
+    let mut longest = PATIENCE[0];
+    for _ in 0..ATTEMPTS {
+        let mut target = shared.affinity.choose(&route, pool, client, &tried);
+        if target.is_none() {
+            // Who did not answer may only be slow.
+            tried.retain(|target| !silent.contains(target));
+            silent.clear();
+            target = shared.affinity.choose(&route, pool, client, &tried);
+        }
+        let Some(target) = target else { break };
+        longest = patience.next().unwrap_or(longest);
+        match connect(target, longest, shared.mark).await {
             Ok(upstream) => return Some(upstream),
             Err(error) => {
                 debug!(service = &*route.service_port, ?target, %error, "an endpoint is not there");
                 shared.stats.tcp.retries.fetch_add(1, Ordering::Relaxed);
                 tried.push(target);
+                silent.extend((error.kind() == io::ErrorKind::TimedOut).then_some(target));
             }
         }
     }

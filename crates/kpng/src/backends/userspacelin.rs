@@ -13,8 +13,9 @@ pub(super) const ROW: Row = Row {
     mode: "userspace",
     gaps: kpng_userspace::GAPS,
     has_data_path: true,
-    // Connections end here, and the proxy knows itself which endpoints are gone.
-    uses_conntrack: false,
+    // The proxy knows itself which endpoints are gone, but datagrams that conntrack has led elsewhere
+    // since another backend, or no service, was there never come to it.
+    uses_conntrack: true,
     default: || Box::new(Config::default()),
 };
 
