@@ -88,6 +88,9 @@ impl Ebpf {
         if whole.facts != *plan.facts() {
             return self.sync_all(plan);
         }
+        // A new pod's packets have to be served before it is an endpoint.
+        self.follow_devices()?;
+        let Some(whole) = &mut self.written else { return self.sync_all(plan) };
         let garbage = whole.state.take_garbage(Instant::now());
         let mut changes = Changes::default();
         for key in changed {
@@ -132,15 +135,21 @@ impl Ebpf {
         Ok(())
     }
 
-    /// Looks after what changes by itself: devices, and what is to be deleted later.
-    fn keep_up(&mut self) -> Result<bool, Error> {
-        let changed = self.monitor.changed()?;
-        let Some(whole) = &mut self.written else { return Ok(true) };
-        if changed {
+    /// Attaches the programs to devices that are new.
+    fn follow_devices(&mut self) -> Result<(), Error> {
+        let Some(whole) = &mut self.written else { return Ok(()) };
+        if self.monitor.changed()? {
             let devices = self.devices.links()?;
             whole.object.set_pod_devices(&pod_devices(&whole.facts, &devices))?;
             whole.links.follow(&whole.object, &self.config.chosen(devices), false)?;
         }
+        Ok(())
+    }
+
+    /// Looks after what changes by itself: devices, and what is to be deleted later.
+    fn keep_up(&mut self) -> Result<bool, Error> {
+        self.follow_devices()?;
+        let Some(whole) = &mut self.written else { return Ok(true) };
         whole.object.discard(&whole.state.take_garbage(Instant::now()))?;
         Ok(!whole.links.are_intact())
     }
