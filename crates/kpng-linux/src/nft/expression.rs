@@ -23,6 +23,9 @@ const META_IIF: u32 = 4;
 const META_IIFNAME: u32 = 6;
 const META_L4PROTO: u32 = 16;
 
+const SOCKET_TRANSPARENT: u32 = 0;
+const SOCKET_WILDCARD: u32 = 2;
+
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 
@@ -182,6 +185,18 @@ impl Encoder<'_> {
                 self.immediate(first, &octets(*address));
                 self.immediate(first + self.family.address_len() / 4, &port.to_be_bytes());
                 self.dnat(first);
+            }
+            Statement::ToTransparentSocket => {
+                self.socket(SOCKET_TRANSPARENT);
+                self.compare(EQUAL, &[1]);
+                self.socket(SOCKET_WILDCARD);
+                self.compare(EQUAL, &[0]);
+            }
+            Statement::Tproxy { address, port } => {
+                self.immediate(first, &octets(*address));
+                let port_register = first + self.family.address_len() / 4;
+                self.immediate(port_register, &port.to_be_bytes());
+                self.tproxy(first, port_register);
             }
             Statement::Masquerade => self.expression("masq", |m| m.put_u32_be(1, NAT_FULLY_RANDOM)),
             Statement::RejectWithReset => self.reject(TCP_RESET, 0),
@@ -376,6 +391,23 @@ impl Encoder<'_> {
             m.put_u32_be(5, port);
             m.put_u32_be(6, port);
             m.put_u32_be(7, NAT_ADDRESS_AND_PORT);
+        });
+    }
+
+    /// What the socket is like that a packet belongs to.
+    fn socket(&mut self, key: u32) {
+        self.expression("socket", |m| {
+            m.put_u32_be(1, key);
+            m.put_u32_be(2, FIRST_REGISTER);
+        });
+    }
+
+    fn tproxy(&mut self, address: u32, port: u32) {
+        let family = u32::from(self.family.number());
+        self.expression("tproxy", |m| {
+            m.put_u32_be(1, family);
+            m.put_u32_be(2, address);
+            m.put_u32_be(3, port);
         });
     }
 

@@ -179,6 +179,8 @@ pub enum HookKind {
     Filter,
     /// `nat`: sees the first packet of a connection only.
     Nat,
+    /// `route`: a packet whose mark it changes is routed again. For hook `output` only.
+    Route,
 }
 
 impl HookKind {
@@ -187,6 +189,7 @@ impl HookKind {
         match self {
             Self::Filter => "filter",
             Self::Nat => "nat",
+            Self::Route => "route",
         }
     }
 }
@@ -346,6 +349,19 @@ pub enum Statement {
         /// The new destination address.
         address: IpAddr,
         /// The new destination port.
+        port: u16,
+    },
+    /// `socket transparent 1 socket wildcard 0`: a socket of this node takes the packet, also when the
+    /// address is not the node's. It is bound to an address, and has asked for that (`IP_TRANSPARENT`).
+    /// Needs Linux 5.11.
+    ToTransparentSocket,
+    /// `tproxy to ADDRESS:PORT`: the socket that takes it, or else the one that listens there, gets the
+    /// packet, unchanged, once it is routed to this node. Does not hold when nobody listens. Needs an
+    /// `L4Proto` of TCP or UDP before it.
+    Tproxy {
+        /// Where it listens.
+        address: IpAddr,
+        /// The port.
         port: u16,
     },
     /// `masquerade fully-random`.

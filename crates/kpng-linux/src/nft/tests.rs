@@ -587,3 +587,48 @@ fn marks_and_original_destinations() {
         });
     }
 }
+
+/// What a transparent proxy needs: the kernel takes it, and nft would.
+#[test]
+fn transparent_sockets() {
+    for (family, address) in [(TableFamily::Ip, "127.0.0.1"), (TableFamily::Ip6, "::1")] {
+        let address = address.parse().unwrap();
+        let tproxy = |protocol, port| {
+            let steer = Statement::Tproxy { address, port };
+            Rule::new([Statement::L4Proto(protocol), steer, Statement::SetMark(0x4000)])
+        };
+        let inward = vec![
+            Rule::new([Statement::L4Proto(6), Statement::ToTransparentSocket]),
+            tproxy(6, 1001),
+            tproxy(17, 1002),
+        ];
+        let hook = |kind, point| Some(Hook { kind, point, priority: -150 });
+        let chain = |name: &str, hook| Chain { name: name.to_owned(), hook };
+        let wanted = Ruleset {
+            table: Table::new(family, "t"),
+            sets: Vec::new(),
+            chains: vec![
+                (chain("in", hook(HookKind::Filter, HookPoint::Prerouting)), inward),
+                (
+                    chain("out", hook(HookKind::Route, HookPoint::Output)),
+                    vec![Rule::new([Statement::SetMark(0x4000)])],
+                ),
+            ],
+        };
+        let text = text::render(&wanted);
+        let at = std::net::SocketAddr::new(address, 1001);
+        for part in [
+            "meta l4proto tcp socket transparent 1 socket wildcard 0".to_owned(),
+            format!("meta l4proto tcp tproxy to {at} meta mark set meta mark | 0x4000"),
+            "type route hook output priority -150; policy accept;".to_owned(),
+        ] {
+            assert!(text.contains(&part), "{part}\n{text}");
+        }
+        in_namespace(|mut nft| {
+            nft.commit(write(&wanted)).unwrap();
+            let found = nft.read_table(&wanted.table).unwrap().unwrap();
+            assert_eq!(found.chains["in"].rules.len(), 3);
+            assert_eq!(found.chains["out"].hook, Some((3, -150)));
+        });
+    }
+}

@@ -1,7 +1,7 @@
 //! A ruleset as text that `nft -f` reads and people do too.
 
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Bytes;
 use super::model::{
@@ -174,6 +174,10 @@ fn statement(of: TableFamily, statement: &Statement) -> String {
         }
         Statement::Dnat { address: IpAddr::V6(address), port } => {
             format!("dnat {family} to [{address}]:{port}")
+        }
+        Statement::ToTransparentSocket => "socket transparent 1 socket wildcard 0".to_owned(),
+        Statement::Tproxy { address, port } => {
+            format!("tproxy to {}", SocketAddr::new(*address, *port))
         }
         Statement::Masquerade => "masquerade fully-random".to_owned(),
         Statement::RejectWithReset => "reject with tcp reset".to_owned(),
