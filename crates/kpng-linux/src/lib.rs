@@ -13,6 +13,7 @@ pub mod netlink;
 pub mod nft;
 pub mod rtnetlink;
 pub mod sock_diag;
+pub mod socket;
 pub mod sysctl;
 
 pub use error::{Error, Result};

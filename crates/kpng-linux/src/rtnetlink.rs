@@ -1,4 +1,4 @@
-//! Links, addresses and routes (rtnetlink).
+//! Links, addresses, routes and rules (rtnetlink).
 //!
 //! Everything happens in the network namespace of the thread that opened the socket, whichever
 //! thread uses it later. Links are named by their index: a name can change hands.
@@ -7,11 +7,13 @@ mod address;
 mod link;
 mod monitor;
 mod route;
+mod rule;
 
 pub use address::InterfaceAddress;
 pub use link::Link;
 pub use monitor::{AddressChange, AddressMonitor};
-pub use route::Route;
+pub use route::{NextHop, Route};
+pub use rule::Rule;
 
 use crate::Result;
 use crate::netlink::{Protocol, Socket};

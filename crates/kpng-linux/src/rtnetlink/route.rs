@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{Family, Rtnetlink, octets};
-use crate::Result;
 use crate::netlink::{Message, MessageBuf};
+use crate::{Error, Result};
 
 /// The length of `struct rtmsg`.
 const HEADER_LEN: usize = 12;
@@ -28,8 +28,55 @@ pub struct Route {
     pub on_link: bool,
 }
 
-/// Changes of routes.
+/// Where a packet goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The index of the interface that it leaves by.
+    pub interface: u32,
+    /// It goes to a router, not to the destination itself.
+    pub is_router: bool,
+    /// It does not leave: the destination is this node.
+    pub is_local: bool,
+}
+
+/// Changes of, and questions about, routes.
 impl Rtnetlink {
+    /// Where a packet of this node to `destination` goes first; `None` when there is no route.
+    ///
+    /// # Errors
+    /// [`Error::NoAnswer`] and the like, when the kernel does not say.
+    pub fn next_hop(&mut self, destination: IpAddr) -> Result<Option<NextHop>> {
+        self.marked_next_hop(destination, 0)
+    }
+
+    /// Does as [`Self::next_hop`], for packets with a mark.
+    pub(super) fn marked_next_hop(
+        &mut self,
+        destination: IpAddr,
+        mark: u32,
+    ) -> Result<Option<NextHop>> {
+        let mut hop = None;
+        let mut message = lookup(destination);
+        message.put_u32(libc::RTA_MARK, mark);
+        let what = format_args!("look up the route to {destination}");
+        let result = self.socket.query(&what, &mut message, |reply| {
+            let attr = |kind| reply.attrs(HEADER_LEN).find(|attr| attr.kind == kind);
+            hop = attr(libc::RTA_OIF).and_then(|attr| attr.u32()).map(|interface| NextHop {
+                interface,
+                is_router: [libc::RTA_GATEWAY, libc::RTA_VIA]
+                    .into_iter()
+                    .any(|k| attr(k).is_some()),
+                is_local: reply.payload.get(7) == Some(&libc::RTN_LOCAL),
+            });
+            Ok(())
+        });
+        match result {
+            // There are many errors for "no route".
+            Err(Error::Kernel { .. }) => Ok(None),
+            result => result.map(|()| hop),
+        }
+    }
+
     /// Adds a route, or replaces the one with the same destination.
     ///
     /// # Errors

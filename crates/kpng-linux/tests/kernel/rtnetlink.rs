@@ -4,7 +4,7 @@ use std::time::Duration;
 use expect_test::expect;
 use kpng_linux::namespace::NetNs;
 use kpng_linux::rtnetlink::{
-    AddressChange, AddressMonitor, Family, InterfaceAddress, Route, Rtnetlink,
+    AddressChange, AddressMonitor, Family, InterfaceAddress, NextHop, Route, Rtnetlink, Rule,
 };
 use kpng_linux::{Error, sysctl};
 use rustix::io::Errno;
@@ -241,4 +241,61 @@ fn configure(rtnetlink: &mut Rtnetlink, link: &str, addresses: [&str; 2], others
         };
         rtnetlink.add_route(&route).unwrap();
     }
+}
+
+#[test]
+fn marked_packets_end_here() {
+    in_namespace(|| {
+        let mut rtnetlink = Rtnetlink::open().unwrap();
+        loopback_up(&mut rtnetlink);
+        let rule = Rule { priority: 50, mark: 0x4000, mask: 0x4000, table: 27_504 };
+        for (family, option) in [(Family::V4, "-4"), (Family::V6, "-6")] {
+            assert!(!rtnetlink.is_local_by_mark(family, 0x4000).unwrap());
+            assert_eq!(rtnetlink.rules(family).unwrap(), []);
+            rtnetlink.add_rule(family, &rule).unwrap();
+            assert!(rtnetlink.add_rule(family, &rule).unwrap_err().is_there_already());
+            assert!(!rtnetlink.is_local_by_mark(family, 0x4000).unwrap());
+            rtnetlink.add_local_route(family, rule.table).unwrap();
+            rtnetlink.add_local_route(family, rule.table).unwrap();
+            assert!(rtnetlink.is_local_by_mark(family, 0x4000).unwrap());
+            assert!(!rtnetlink.is_local_by_mark(family, 0x8000).unwrap());
+            assert_eq!(rtnetlink.rules(family).unwrap(), [rule]);
+            let shown = output(&["ip", option, "rule", "show"]);
+            assert!(shown.contains("50:\tfrom all fwmark 0x4000/0x4000 lookup 27504"), "{shown}");
+            let shown = output(&["ip", option, "route", "show", "table", "27504"]);
+            assert!(shown.starts_with("local default dev lo"), "{shown}");
+
+            rtnetlink.delete_rule(family, &rule).unwrap();
+            assert!(rtnetlink.delete_rule(family, &rule).unwrap_err().is_not_there());
+            rtnetlink.delete_local_route(family, rule.table).unwrap();
+            assert!(rtnetlink.delete_local_route(family, rule.table).unwrap_err().is_not_there());
+        }
+    });
+}
+
+#[test]
+fn the_next_hop_is_a_router_or_the_destination_itself() {
+    in_namespace(|| {
+        let (mut rtnetlink, peer) = (Rtnetlink::open().unwrap(), NetNs::new().unwrap());
+        loopback_up(&mut rtnetlink);
+        rtnetlink.add_veth("a0", "b0", &peer).unwrap();
+        let link = rtnetlink_index(&mut rtnetlink, "a0");
+        rtnetlink.set_up(link).unwrap();
+        for [own, other, world] in
+            [["10.0.0.1", "10.0.0.2", "192.0.2.1"], ["fd00::1", "fd00::2", "2001:db8::1"]]
+        {
+            let bits = if ip(own).is_ipv4() { 24 } else { 64 };
+            rtnetlink.add_address(link, ip(own), bits).unwrap();
+            assert_eq!(rtnetlink.next_hop(ip(world)).unwrap(), None);
+            let any = ip(if bits == 24 { "0.0.0.0" } else { "::" });
+            let (gateway, interface, source) = (Some(ip(other)), Some(link), None);
+            let route = Route { destination: (any, 0), gateway, interface, source, on_link: true };
+            rtnetlink.add_route(&route).unwrap();
+            let mut hop = |to| rtnetlink.next_hop(ip(to)).unwrap().unwrap();
+            let direct = NextHop { interface: link, is_router: false, is_local: false };
+            assert_eq!(hop(other), direct);
+            assert_eq!(hop(world), NextHop { is_router: true, ..direct });
+            assert!(hop(own).is_local);
+        }
+    });
 }
