@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kpng_core::model::Family;
+use kpng_core::plan::Target;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::runtime::{Builder, Runtime};
@@ -16,8 +17,9 @@ use tracing::debug;
 
 use crate::affinity::Affinity;
 use crate::pipes::Pipes;
-use crate::routes::Routes;
+use crate::routes::{Pool, Routes};
 use crate::stats::Stats;
+use crate::transparent::Transparent;
 use crate::{Config, Error, successor, tcp, udp};
 
 /// More threads than this are in each other's way.
@@ -49,6 +51,16 @@ pub(crate) struct Shared {
     pub(crate) mark: u32,
     pub(crate) tcp_idle: Duration,
     pub(crate) udp_idle: Duration,
+    /// Clients' addresses are kept where that works; `None` for nowhere.
+    pub(crate) transparent: Option<Transparent>,
+}
+
+impl Shared {
+    /// The client's address, if the endpoint shall see it and its answers come back here.
+    pub(crate) fn source(&self, pool: &Pool, client: IpAddr, target: Target) -> Option<IpAddr> {
+        let transparent = self.transparent.as_ref().filter(|_| !pool.masquerade)?;
+        transparent.leads_back(client, target.address).then_some(client)
+    }
 }
 
 /// The proxy. It ends when it is dropped.
@@ -82,6 +94,7 @@ impl Engine {
             mark: config.mark(),
             tcp_idle: config.tcp_idle_timeout,
             udp_idle: config.udp_idle_timeout,
+            transparent: config.transparent.then(Transparent::open).transpose()?,
         });
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let runtime = Builder::new_multi_thread()

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What only a proxy of userspace can do: another endpoint is tried when one refuses or does not
-//! answer. What it cannot do: keep the client's address. The cost of a change, and of a connection,
+//! answer. What it can do for pods of this node only: keep the client's address. The cost of a change, and of a connection,
 //! does not depend on the number of services.
 
 mod affinity;
@@ -21,6 +21,7 @@ mod rules;
 mod stats;
 mod successor;
 mod tcp;
+mod transparent;
 mod udp;
 
 use std::collections::HashMap;
@@ -46,8 +47,13 @@ pub const GAPS: &[Gap] = &[
         what: Capability::ClientAddress,
         why: "endpoints see connections that the proxy makes, from an address of the node",
     },
-    Gap { what: Capability::Sctp, why: "the proxy speaks TCP and UDP only" },
+    NO_SCTP,
 ];
+
+/// What it cannot do with [`Config::transparent`].
+pub const TRANSPARENT_GAPS: &[Gap] = &[NO_SCTP];
+
+const NO_SCTP: Gap = Gap { what: Capability::Sctp, why: "the proxy speaks TCP and UDP only" };
 
 /// How the proxy works, beside what the plan says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +74,10 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Where affinity is kept over a restart.
     pub state_dir: PathBuf,
+    /// Endpoints see the client's address where the plan says so and their answers come back to this
+    /// node: pods of this node. It takes the bit of the packet mark after [`Self::masquerade_bit`]
+    /// too, and a routing rule.
+    pub transparent: bool,
 }
 
 impl Default for Config {
@@ -81,6 +91,7 @@ impl Default for Config {
             udp_idle_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(30),
             state_dir: "/run/kpng".into(),
+            transparent: false,
         }
     }
 }
@@ -88,6 +99,11 @@ impl Default for Config {
 impl Config {
     fn mark(&self) -> u32 {
         1 << (self.masquerade_bit & 31)
+    }
+
+    /// The mark of answers that end here though they are for a client.
+    fn answer_mark(&self) -> u32 {
+        self.mark().rotate_left(1)
     }
 }
 
@@ -144,6 +160,11 @@ impl Userspace {
 
     fn write_all(&mut self, plan: &Plan) -> Result<Written, Error> {
         add_addresses()?;
+        if self.config.transparent {
+            transparent::add_way_back(self.config.answer_mark())?;
+        } else {
+            transparent::remove_way_back()?;
+        }
         let ports = match &self.engine {
             Some(engine) => engine.ports,
             None => {
@@ -224,11 +245,14 @@ impl Backend for Userspace {
         for (_, table) in &mut self.tables {
             disturbed |= table.disturbed()?;
         }
+        if self.config.transparent && self.written.is_some() {
+            disturbed |= !transparent::is_way_back(self.config.answer_mark())?;
+        }
         Ok(disturbed)
     }
 
     fn gaps(&self) -> &'static [Gap] {
-        GAPS
+        if self.config.transparent { TRANSPARENT_GAPS } else { GAPS }
     }
 
     fn metrics(&self) -> Option<Arc<dyn Metrics>> {
@@ -247,9 +271,9 @@ impl Backend for Userspace {
             succeed()?;
         }
         let tables: Vec<_> = self.tables.iter_mut().map(|(_, table)| table.delete()).collect();
-        let removed = remove_addresses();
+        let removed = [remove_addresses(), transparent::remove_way_back().map_err(Error::from)];
         tables.into_iter().collect::<Result<(), _>>()?;
-        Ok(removed?)
+        Ok(removed.into_iter().collect::<Result<(), _>>()?)
     }
 }
 
@@ -275,12 +299,12 @@ fn own_addresses() -> impl Iterator<Item = IpAddr> {
     Family::ALL.into_iter().flat_map(|family| routes::ORIGINS.map(|o| names::address(family, o)))
 }
 
-/// Gives the loopback the addresses that packets are led to.
+/// Gives the loopback the addresses that packets are led to. They are no source of anybody's packets.
 fn add_addresses() -> Result<(), Error> {
     let mut rtnetlink = Rtnetlink::open()?;
     let loopback = rtnetlink.link("lo")?.index;
     for address in own_addresses() {
-        match rtnetlink.add_address(loopback, address, names::single(address)) {
+        match rtnetlink.add_inner_address(loopback, address) {
             Err(error) if error.errno() == Some(rustix::io::Errno::EXIST) => {}
             result => result?,
         }

@@ -19,6 +19,11 @@ pub(crate) const SOURCES: &str = "sources";
 pub(crate) const CLUSTER_IPS: &str = "cluster-ips";
 pub(crate) const NODE_IPS: &str = "node-ips";
 pub(crate) const PODS: &str = "pods";
+/// The routing table by which answers to clients end on this node, and the priority of the rule that
+/// leads there: before what others make of packets by their addresses.
+pub(crate) const ROUTE_TABLE: u32 = 27_504;
+pub(crate) const ROUTE_PRIORITY: u32 = 50;
+
 pub(crate) const SERVICE_CIDRS: &str = "service-cidrs";
 
 /// The table of a family.

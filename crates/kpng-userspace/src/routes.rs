@@ -31,6 +31,8 @@ pub(crate) struct Route {
 pub(crate) struct Pool {
     pub(crate) targets: Arc<[Target]>,
     pub(crate) affinity: Option<Duration>,
+    /// Endpoints see an address of the node, not the client's.
+    pub(crate) masquerade: bool,
 }
 
 impl Route {
@@ -128,12 +130,18 @@ impl Inner {
         let pools: Vec<_> = plan
             .pools
             .iter()
-            .map(|pool| Pool { targets: pool.targets.clone().into(), affinity: pool.affinity })
+            .map(|pool| Pool {
+                targets: pool.targets.clone().into(),
+                affinity: pool.affinity,
+                masquerade: false,
+            })
             .collect();
         for frontend in &plan.frontends {
             let port = &plan.ports[usize::from(frontend.service_port)];
             let pool = |origin| match frontend.route.from(origin) {
-                Action::Forward { pool, .. } => Some(pools[usize::from(pool.0)].clone()),
+                Action::Forward { pool, masquerade } => {
+                    Some(Pool { masquerade, ..pools[usize::from(pool.0)].clone() })
+                }
                 Action::Reject | Action::Drop => None,
             };
             let route = Route {

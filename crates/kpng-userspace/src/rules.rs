@@ -27,6 +27,7 @@ pub(crate) fn content(family: Family, facts: &NodeFacts, config: &Config, ports:
     chains.push(chain("refuse", guard_and_refuse(facts)));
     let localhost = facts.localhost_node_ports && family == Family::V4;
     chains.extend(base_chains(localhost, config));
+    chains.extend(config.transparent.then(|| answers(family, config.answer_mark())));
     Content { chains, elements: node(family, facts) }
 }
 
@@ -160,6 +161,26 @@ fn base_chains(localhost: bool, config: &Config) -> Vec<(Chain, Vec<Rule>)> {
         base("nat-prerouting", Nat, Prerouting, -100, services()),
         base("nat-output", Nat, Output, -100, services()),
     ]
+}
+
+/// Answers for sockets of the proxy that have the address of a client are routed to this node, and so
+/// are the errors of routers about what they sent.
+fn answers(family: Family, mark: u32) -> (Chain, Vec<Rule>) {
+    let icmp = match family {
+        Family::V4 => 1,
+        Family::V6 => 58,
+    };
+    let rule = |protocol| {
+        Rule::new([
+            Statement::L4Proto(protocol),
+            Statement::ToTransparentSocket,
+            Statement::SetMark(mark),
+        ])
+    };
+    let rules = [Protocol::Tcp.number(), Protocol::Udp.number(), icmp].map(rule).into();
+    // Routing comes after it; other marks are set from here on too.
+    let hook = Hook { kind: HookKind::Filter, point: HookPoint::Prerouting, priority: -150 };
+    (Chain { name: "answers-prerouting".to_owned(), hook: Some(hook) }, rules)
 }
 
 fn vip(set: &'static str, origin: Origin) -> Statement {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kpng_core::model::{Family, Protocol};
 use kpng_core::plan::{Origin, Target};
+use kpng_linux::socket::{bind_address_only, set_transparent};
 use rustix::net::sockopt::{ip_original_dst, ipv6_original_dst};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -19,6 +20,7 @@ use crate::engine::{Shared, reset};
 use crate::names;
 use crate::relay::relay;
 use crate::routes::ORIGINS;
+use crate::transparent::family_of;
 
 /// How long the first, the second, … attempt may take; the last time for all further ones. A SYN that
 /// gets lost is sent again after a second.
@@ -118,7 +120,8 @@ async fn upstream(stream: &TcpStream, client: IpAddr, shared: &Shared) -> Option
         }
         let Some(target) = target else { break };
         longest = patience.next().unwrap_or(longest);
-        match connect(target, longest, shared.mark).await {
+        let source = shared.source(pool, client, target);
+        match connect(target, source, longest, shared.mark).await {
             Ok(upstream) => return Some(upstream),
             Err(error) => {
                 debug!(service = &*route.service_port, ?target, %error, "an endpoint is not there");
@@ -132,12 +135,22 @@ async fn upstream(stream: &TcpStream, client: IpAddr, shared: &Shared) -> Option
     None
 }
 
-async fn connect(target: Target, patience: Duration, mark: u32) -> io::Result<TcpStream> {
+async fn connect(
+    target: Target,
+    source: Option<IpAddr>,
+    patience: Duration,
+    mark: u32,
+) -> io::Result<TcpStream> {
     let socket = match Family::of(target.address) {
         Family::V4 => TcpSocket::new_v4()?,
         Family::V6 => TcpSocket::new_v6()?,
     };
     SockRef::from(&socket).set_mark(mark)?;
+    if let Some(source) = source {
+        set_transparent(&socket, family_of(source))?;
+        bind_address_only(&socket)?;
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
     let connected = socket.connect(SocketAddr::new(target.address, target.port));
     timeout(patience, connected).await.map_err(|_| io::ErrorKind::TimedOut)?
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use kpng_core::model::{Family, Protocol};
 use kpng_core::plan::{Origin, Target};
 use kpng_linux::conntrack::{Conntrack, Tuple};
+use kpng_linux::socket::set_transparent;
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
@@ -24,6 +25,7 @@ use crate::engine::Shared;
 use crate::routes::Route;
 use crate::stats::Open;
 use crate::tcp::origin;
+use crate::transparent::family_of;
 
 /// The longest run of datagrams that the kernel hands over as one.
 const LONGEST: usize = 1 << 16;
@@ -152,7 +154,8 @@ impl Listener {
         while tried.len() < ATTEMPTS
             && let Some(target) = shared.affinity.choose(&route, pool, client, &tried)
         {
-            let upstream = match connect(target, shared.mark) {
+            let source = shared.source(pool, client, target);
+            let upstream = match connect(target, source, shared.mark) {
                 Ok(upstream) => upstream,
                 Err(error) => {
                     debug!(?target, %error, "an endpoint cannot be reached");
@@ -327,7 +330,7 @@ impl Flow {
     }
 }
 
-fn connect(target: Target, mark: u32) -> io::Result<UdpSocket> {
+fn connect(target: Target, source: Option<IpAddr>, mark: u32) -> io::Result<UdpSocket> {
     let (domain, any): (_, IpAddr) = match Family::of(target.address) {
         Family::V4 => (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
         Family::V6 => (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
@@ -335,7 +338,10 @@ fn connect(target: Target, mark: u32) -> io::Result<UdpSocket> {
     let socket = Socket::new(domain, Type::DGRAM, None)?;
     SockRef::from(&socket).set_mark(mark)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::new(any, 0).into())?;
+    if let Some(source) = source {
+        set_transparent(&socket, family_of(source))?;
+    }
+    socket.bind(&SocketAddr::new(source.unwrap_or(any), 0).into())?;
     socket.connect(&SocketAddr::new(target.address, target.port).into())?;
     UdpSocket::from_std(socket.into())
 }

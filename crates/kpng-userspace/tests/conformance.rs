@@ -6,16 +6,28 @@ use kpng_testkit::cases::CASES;
 use kpng_testkit::conformance::{Conformance, OnNode, all_services, network, plan};
 use kpng_userspace::{Config, Userspace};
 
-fn userspace(folder: &std::path::Path) -> impl FnOnce() -> Box<dyn Backend> + Send + 'static {
-    let config = Config { state_dir: folder.to_owned(), ..Config::default() };
+fn userspace(
+    folder: &std::path::Path,
+    transparent: bool,
+) -> impl FnOnce() -> Box<dyn Backend> + Send + 'static {
+    let config = Config { state_dir: folder.to_owned(), transparent, ..Config::default() };
     || Box::new(Userspace::open(config).expect("nf_tables can be used"))
 }
 
 #[test]
 fn every_case_by_changes() {
+    every_case(false);
+}
+
+#[test]
+fn every_case_with_clients_addresses_kept() {
+    every_case(true);
+}
+
+fn every_case(transparent: bool) {
     let Some(network) = network() else { return };
     let folder = tempfile::tempdir().expect("a folder");
-    let node = OnNode::new(&network, userspace(folder.path()));
+    let node = OnNode::new(&network, userspace(folder.path(), transparent));
     let mut conformance = Conformance::new(node.gaps());
     let mut before = Plan::default();
     node.sync(&before, None);

@@ -97,6 +97,27 @@ impl Rtnetlink {
         self.socket.request(&what, &mut message)
     }
 
+    /// Gives an interface a single address that packets may be sent to, and that the kernel chooses to
+    /// send from only when there is no other: one for use within this node.
+    ///
+    /// # Errors
+    /// [`crate::Error::Kernel`] with `EEXIST` when the interface has it.
+    pub fn add_inner_address(&mut self, index: u32, address: IpAddr) -> Result<()> {
+        let address_and_len = (address, if address.is_ipv4() { 32 } else { 128 });
+        let flags = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
+        // The scope tells for IPv4.
+        let scope = libc::RT_SCOPE_HOST;
+        let mut message = scoped_message(libc::RTM_NEWADDR, flags, index, address_and_len, scope);
+        if address.is_ipv6() {
+            // It is valid for ever, and never preferred (`struct ifa_cacheinfo`).
+            let (preferred, valid) = (0_u32, u32::MAX);
+            let lifetimes = [preferred, valid, 0, 0].map(u32::to_ne_bytes).concat();
+            message.put_bytes(libc::IFA_CACHEINFO, &lifetimes);
+        }
+        let what = format_args!("add address {address} to link {index}, for use within the node");
+        self.socket.request(&what, &mut message)
+    }
+
     /// Takes an address from an interface.
     ///
     /// # Errors
@@ -135,8 +156,18 @@ impl Rtnetlink {
 }
 
 fn message(kind: u16, flags: u16, index: u32, address: IpAddr, prefix_len: u8) -> MessageBuf {
-    let no_dad = if address.is_ipv6() { libc::IFA_F_NODAD as u8 } else { 0 };
     let scope = if address.is_loopback() { libc::RT_SCOPE_HOST } else { libc::RT_SCOPE_UNIVERSE };
+    scoped_message(kind, flags, index, (address, prefix_len), scope)
+}
+
+fn scoped_message(
+    kind: u16,
+    flags: u16,
+    index: u32,
+    (address, prefix_len): (IpAddr, u8),
+    scope: u8,
+) -> MessageBuf {
+    let no_dad = if address.is_ipv6() { libc::IFA_F_NODAD as u8 } else { 0 };
     let mut message = MessageBuf::new();
     message.begin(kind, flags);
     let mut header = [0; HEADER_LEN];

@@ -295,7 +295,42 @@ fn the_next_hop_is_a_router_or_the_destination_itself() {
             let direct = NextHop { interface: link, is_router: false, is_local: false };
             assert_eq!(hop(other), direct);
             assert_eq!(hop(world), NextHop { is_router: true, ..direct });
-            assert!(hop(own).is_local);
+            assert!(hop(if bits == 24 { "127.0.0.1" } else { "::1" }).is_local);
+        }
+    });
+}
+
+/// Without it, a node would send from such an address wherever the way out has none of its own.
+#[test]
+fn an_inner_address_is_no_source_for_others() {
+    in_namespace(|| {
+        let (mut rtnetlink, peer) = (Rtnetlink::open().unwrap(), NetNs::new().unwrap());
+        loopback_up(&mut rtnetlink);
+        let loopback = rtnetlink_index(&mut rtnetlink, "lo");
+        for name in ["eth0", "pod0"] {
+            rtnetlink.add_veth(name, name, &peer).unwrap();
+            let link = rtnetlink_index(&mut rtnetlink, name);
+            rtnetlink.set_up(link).unwrap();
+        }
+        let [eth, pod] = ["eth0", "pod0"].map(|name| rtnetlink_index(&mut rtnetlink, name));
+        for [inner, own, other] in
+            [["169.254.107.1", "192.0.2.1", "10.0.0.1"], ["fd6b::1", "2001:db8::1", "fd00::1"]]
+        {
+            let bits = if ip(own).is_ipv4() { 32 } else { 128 };
+            rtnetlink.add_inner_address(loopback, ip(inner)).unwrap();
+            let again = rtnetlink.add_inner_address(loopback, ip(inner)).unwrap_err();
+            assert!(again.is_there_already());
+            rtnetlink.add_address(eth, ip(own), bits).unwrap();
+            let (destination, interface) = ((ip(other), bits), Some(pod));
+            let route =
+                Route { destination, gateway: None, interface, source: None, on_link: false };
+            rtnetlink.add_route(&route).unwrap();
+            let socket = std::net::UdpSocket::bind(if bits == 32 { "0.0.0.0:0" } else { "[::]:0" });
+            let socket = socket.unwrap();
+            socket.connect((ip(other), 9)).unwrap();
+            assert_eq!(socket.local_addr().unwrap().ip(), ip(own));
+            TcpListener::bind((ip(inner), 0)).expect("it can be listened on");
+            rtnetlink.delete_address(loopback, ip(inner), bits).unwrap();
         }
     });
 }

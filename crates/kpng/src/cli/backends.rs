@@ -96,6 +96,7 @@ impl BackendCommand {
                     udp_idle_timeout: args.udp_idle_timeout,
                     drain_timeout: args.drain_timeout,
                     state_dir: args.state_dir,
+                    transparent: args.transparent,
                 };
                 args.common.chosen(config)
             }
@@ -272,4 +273,8 @@ pub struct UserspacelinArgs {
     /// Where session affinity is kept over a restart
     #[arg(long, default_value = "/run/kpng", value_name = "FOLDER")]
     pub state_dir: std::path::PathBuf,
+    /// Let pods of this node see clients' addresses where other backends do; it takes the next bit of the
+    /// packet mark too
+    #[arg(long)]
+    pub transparent: bool,
 }
