@@ -16,7 +16,8 @@ fn build() -> PathBuf {
     let profile = test.ancestors().nth(2).expect("cargo puts tests into target/PROFILE/deps");
     let target = profile.parent().expect("it is in the target directory");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", "kpng", "--example", "first_run", "--target-dir"]);
+    // With the workspace, as with the tests: other features would be built anew.
+    cargo.args(["build", "--quiet", "--workspace", "--example", "first_run", "--target-dir"]);
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
