@@ -10,6 +10,7 @@
 //! answer. What it can do for pods of this node only: keep the client's address. The cost of a change, and of a connection,
 //! does not depend on the number of services.
 
+mod activity;
 mod affinity;
 mod engine;
 mod names;

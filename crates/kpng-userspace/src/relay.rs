@@ -3,13 +3,14 @@
 use std::io;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::pipe::{SpliceFlags, splice};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::activity::Activity;
 use crate::pipes::{CAPACITY, Pipe, Pipes};
 
 /// After how many portions others have their turn: the other direction, and other connections.
@@ -36,32 +37,6 @@ pub(crate) async fn relay(
     tokio::select! {
         result = async { tokio::try_join!(one.run(), other.run()) } => result.map(|_| ()),
         () = activity.idle_for(idle) => Err(io::ErrorKind::TimedOut.into()),
-    }
-}
-
-/// When a byte moved last.
-struct Activity {
-    start: Instant,
-    /// Milliseconds since the start.
-    last: AtomicU64,
-}
-
-impl Activity {
-    fn new() -> Self {
-        Self { start: Instant::now(), last: AtomicU64::new(0) }
-    }
-
-    fn note(&self) {
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.store(now, Ordering::Relaxed);
-    }
-
-    async fn idle_for(&self, limit: Duration) {
-        loop {
-            let last = self.start + Duration::from_millis(self.last.load(Ordering::Relaxed));
-            let Some(left) = limit.checked_sub(last.elapsed()) else { return };
-            tokio::time::sleep(left.max(Duration::from_millis(1))).await;
-        }
     }
 }
 

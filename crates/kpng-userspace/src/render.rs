@@ -1,7 +1,5 @@
 //! From a service's plan to elements: a pure function.
 
-use std::collections::BTreeSet;
-
 use kpng_core::model::Family;
 use kpng_core::plan::{Action, At, ServicePlan};
 use kpng_linux::nft::{Bytes, Element, Value};
@@ -36,7 +34,7 @@ pub(crate) fn service(plan: &ServicePlan, family: Family) -> Vec<(&'static str, 
         }
         if let Some(sources) = &frontend.sources {
             elements.push(in_set(names::GUARDED, at));
-            for range in sources.iter().collect::<BTreeSet<_>>() {
+            for range in sources {
                 let last = Some(at.address(range.broadcast()));
                 let key = at.address(range.network());
                 elements.push((names::SOURCES, Element { key, last, value: Value::None }));

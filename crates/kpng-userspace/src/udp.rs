@@ -5,7 +5,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kpng_core::model::{Family, Protocol};
 use kpng_core::plan::{Origin, Target};
@@ -21,6 +21,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, warn};
 
+use crate::activity::Activity;
 use crate::engine::Shared;
 use crate::routes::Route;
 use crate::stats::Open;
@@ -64,9 +65,7 @@ struct Flow {
     generation: AtomicU64,
     /// The last datagram, until an answer comes: for another endpoint if this one refuses.
     unanswered: Mutex<Option<Vec<u8>>>,
-    /// Milliseconds since `start`.
-    last: AtomicU64,
-    start: Instant,
+    activity: Activity,
 }
 
 /// Takes datagrams, for ever.
@@ -121,7 +120,7 @@ impl Listener {
         let known = lock(&self.flows).get(&key).cloned();
         let mut to = None;
         if let Some(flow) = known.filter(|flow| self.is_alive(flow)) {
-            if flow.silence() >= SILENCE {
+            if flow.activity.silence() >= SILENCE {
                 to = self.original_destination(key);
             }
             if to.is_none_or(|to| to == flow.to) {
@@ -171,8 +170,7 @@ impl Listener {
                 target,
                 generation: AtomicU64::new(generation),
                 unanswered: Mutex::default(),
-                last: AtomicU64::new(0),
-                start: Instant::now(),
+                activity: Activity::new(),
             });
             lock(&self.flows).insert(key, Arc::clone(&flow));
             self.send(&flow, datagram);
@@ -184,7 +182,7 @@ impl Listener {
     }
 
     fn send(&self, flow: &Flow, datagram: &[u8]) {
-        flow.note();
+        flow.activity.note();
         let mut unanswered = lock(&flow.unanswered);
         if let Some(last) = &mut *unanswered {
             last.clear();
@@ -213,7 +211,7 @@ impl Listener {
                 ready = flow.upstream.ready(Interest::READABLE | Interest::ERROR) => {
                     if ready.is_err() { break false }
                 }
-                () = flow.idle_for(self.shared.udp_idle) => break false,
+                () = flow.activity.idle_for(self.shared.udp_idle) => break false,
             }
             buffer.resize(LONGEST, 0);
             match self.answers(&flow, &mut buffer) {
@@ -251,7 +249,7 @@ impl Listener {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             };
-            flow.note();
+            flow.activity.note();
             *lock(&flow.unanswered) = None;
             self.shared.stats.udp.bytes.fetch_add(length as u64, Ordering::Relaxed);
             let (client, led_to) = flow.key;
@@ -305,28 +303,9 @@ impl Listener {
 }
 
 impl Flow {
-    fn note(&self) {
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.store(now.max(1), Ordering::Relaxed);
-    }
-
-    /// How long there was no datagram.
-    fn silence(&self) -> Duration {
-        let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
-        self.start.elapsed().saturating_sub(last)
-    }
-
     /// No answer has come yet, as far as is known.
     fn is_new(&self) -> bool {
-        self.start.elapsed() < Duration::from_secs(5)
-    }
-
-    async fn idle_for(&self, limit: Duration) {
-        loop {
-            let last = self.start + Duration::from_millis(self.last.load(Ordering::Relaxed));
-            let Some(left) = limit.checked_sub(last.elapsed()) else { return };
-            tokio::time::sleep(left.max(Duration::from_millis(1))).await;
-        }
+        self.activity.age() < Duration::from_secs(5)
     }
 }
 
