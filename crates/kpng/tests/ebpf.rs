@@ -1,39 +1,24 @@
 //! The eBPF backend as a process. It has a control group and a place for pins of its own, so it is
-//! apart from the other tests, and not among the backends that take over from each other.
+//! apart from the other tests.
 
 #![cfg(feature = "ebpf")]
 #![expect(clippy::disallowed_methods, reason = "the binary under test is a child process")]
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
+#[path = "node/example.rs"]
+#[expect(dead_code, reason = "other tests use more of it")]
+mod example;
 #[path = "node/process.rs"]
 #[expect(dead_code, reason = "other tests use more of it")]
 mod process;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 
 use kpng_testkit::bpf::BpfPlace;
-use kpng_testkit::network::{Host, Network, Topology};
+use kpng_testkit::network::{Host, Network};
 
+use crate::example::{network, state, write};
 use crate::process::{Kpng, eventually, http};
-
-/// Writes a state with one service that has this endpoint.
-fn write(path: &Path, endpoint: &str) {
-    let text = format!(
-        "apiVersion: v1\nkind: Node\nmetadata: {{name: node-a}}\n\
-         status: {{addresses: [{{type: InternalIP, address: 192.168.0.2}}]}}\n---\n\
-         apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: default}}\n\
-         spec:\n  type: NodePort\n  clusterIP: 172.30.0.1\n  clusterIPs: [172.30.0.1]\n  \
-         ports: [{{name: http, port: 80, nodePort: 30080}}]\n---\n\
-         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
-         metadata: {{name: web-1, namespace: default, labels: {{kubernetes.io/service-name: web}}}}\n\
-         addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints:\n\
-         - {{addresses: [{endpoint}], nodeName: node-a, conditions: {{ready: true}}}}\n"
-    );
-    let new = path.with_extension("new");
-    std::fs::write(&new, text).unwrap();
-    std::fs::rename(new, path).unwrap();
-}
 
 /// Both ways lead to this pod: by a socket of another pod, and by packets from outside.
 fn answers(network: &Network, pod: &str) -> bool {
@@ -46,12 +31,11 @@ fn answers(network: &Network, pod: &str) -> bool {
 
 #[test]
 fn the_data_path_outlives_the_process_until_it_is_cleaned_up() {
-    let Some(network) = Network::new(Topology { pods: 3, remote_pods: 0 }) else { return };
-    network.pods.iter().for_each(|pod| pod.serve(&[8080]));
+    let Some(network) = network() else { return };
     let place = BpfPlace::new(&network);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.yaml");
-    write(&path, "10.180.0.1");
+    write(&path, &state(&["10.180.0.1"]));
     let input = format!("--input={}", path.display());
     let pins = format!("--bpffs-root={}", place.pins.display());
     let cgroup = format!("--cgroup-root={}", place.cgroup.display());
@@ -64,7 +48,7 @@ fn the_data_path_outlives_the_process_until_it_is_cleaned_up() {
     let mut kpng = start(&[]);
     kpng.wait_ready(&network.node);
     eventually("the endpoint answers", || answers(&network, "pod1"));
-    write(&path, "10.180.0.2");
+    write(&path, &state(&["10.180.0.2"]));
     eventually("the new endpoint answers", || answers(&network, "pod2"));
     let metrics = http(&network.node, 10249, "/metrics").unwrap();
     // The service's cluster IP, its node port, and the closed cluster IP.
@@ -74,7 +58,7 @@ fn the_data_path_outlives_the_process_until_it_is_cleaned_up() {
     assert!(kpng.terminate().success());
     assert!(answers(&network, "pod2"), "{}", kpng.log());
 
-    write(&path, "10.180.0.1");
+    write(&path, &state(&["10.180.0.1"]));
     let mut kpng = start(&[]);
     kpng.wait_ready(&network.node);
     assert!(answers(&network, "pod1"), "{}", kpng.log());
