@@ -23,7 +23,7 @@ pub use policy::{FrontendKind, List, Masquerade, Policy, Treatment};
 pub(crate) use service::serves_family;
 pub use service::{plan_service, policies};
 
-use crate::model::{Family, Protocol};
+use crate::model::{Family, NamespacedName, Protocol};
 
 /// Everything about the node and its configuration that a plan depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,6 +100,23 @@ pub struct ServicePlan {
     pub created: Option<i64>,
     /// What is wrong with the Service, for people.
     pub warnings: Vec<Warning>,
+}
+
+impl ServicePlan {
+    /// The identity of a port of the Service `key` as it is the same in every process:
+    /// `namespace/name/port/protocol`. A file may give two ports the same number and protocol, which
+    /// the API server refuses: all but the first have their place among those at the end.
+    pub fn port_identity(&self, key: &NamespacedName, index: u16) -> String {
+        let index = usize::from(index);
+        let PortPlan { port, protocol, .. } = self.ports[index];
+        let alike = |other: &&PortPlan| (other.port, other.protocol) == (port, protocol);
+        let mut identity = format!("{key}/{port}/{}", protocol.name().to_ascii_lowercase());
+        match self.ports[..index].iter().filter(alike).count() {
+            0 => {}
+            earlier => identity += &format!("/{earlier}"),
+        }
+        identity
+    }
 }
 
 /// Something that an operator should know about a Service.

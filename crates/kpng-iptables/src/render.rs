@@ -285,8 +285,7 @@ impl Renderer<'_> {
 
     /// The identity of a service port.
     fn port_name(&self, service_port: u16) -> String {
-        let port = &self.plan.ports[usize::from(service_port)];
-        format!("{}/{}/{}", self.key, port.port, port.protocol)
+        self.plan.port_identity(self.key, service_port)
     }
 
     /// namespace/name:port, for people.

@@ -163,9 +163,7 @@ impl Renderer<'_> {
     }
 
     fn service_port_name(&self, pool: &Pool) -> String {
-        let port = &self.plan.ports[usize::from(pool.service_port)];
-        let protocol = port.protocol.name().to_ascii_lowercase();
-        format!("{}/{}/{protocol}", self.key, port.port)
+        self.plan.port_identity(self.key, pool.service_port)
     }
 
     /// One rule for each endpoint that looks whether the client sticks to it, and one for each that

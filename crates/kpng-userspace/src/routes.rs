@@ -137,7 +137,8 @@ impl Inner {
             })
             .collect();
         for frontend in &plan.frontends {
-            let port = &plan.ports[usize::from(frontend.service_port)];
+            let service_port = frontend.service_port;
+            let port = &plan.ports[usize::from(service_port)];
             let pool = |origin| match frontend.route.from(origin) {
                 Action::Forward { pool, masquerade } => {
                     Some(Pool { masquerade, ..pools[usize::from(pool.0)].clone() })
@@ -145,7 +146,7 @@ impl Inner {
                 Action::Reject | Action::Drop => None,
             };
             let route = Route {
-                service_port: format!("{key} {} {}", port.port, port.protocol).into(),
+                service_port: plan.port_identity(key, service_port).into(),
                 pools: ORIGINS.map(pool),
                 serving: port.serving.clone().into(),
             };

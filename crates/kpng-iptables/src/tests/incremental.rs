@@ -132,23 +132,23 @@ fn an_endpoint_comes() {
         WEB,
         &format!("{WEB}  pod3"),
         expect![[r#"
-        *nat
-        :KPNG-E-FNJH2K765PNEJ - [0:0]
-        :KPNG-E-VJ244ZEFTWHDO - [0:0]
-        :KPNG-P-4DMTHNODWARIH - [0:0]
-        :KPNG-P-QVWKE2QPZSIRO - [0:0]
-        -A KPNG-E-FNJH2K765PNEJ -s 10.180.0.3/32 -j KPNG-MARK
-        -A KPNG-E-FNJH2K765PNEJ -p tcp -m comment --comment "t/web:http" -j DNAT --to-destination 10.180.0.3:8080
-        -A KPNG-E-VJ244ZEFTWHDO -s 10.180.0.3/32 -j KPNG-MARK
-        -A KPNG-E-VJ244ZEFTWHDO -p udp -m comment --comment "t/web:dns" -j DNAT --to-destination 10.180.0.3:53
-        -A KPNG-P-4DMTHNODWARIH -m comment --comment "t/web:dns" -m statistic --mode random --probability 0.33333333349 -g KPNG-E-L66K65HD3GDHD
-        -A KPNG-P-4DMTHNODWARIH -m statistic --mode random --probability 0.50000000000 -g KPNG-E-ASU2KXLEBONQO
-        -A KPNG-P-4DMTHNODWARIH -g KPNG-E-VJ244ZEFTWHDO
-        -A KPNG-P-QVWKE2QPZSIRO -m comment --comment "t/web:http" -m statistic --mode random --probability 0.33333333349 -g KPNG-E-XQ53SNZ4P3AVF
-        -A KPNG-P-QVWKE2QPZSIRO -m statistic --mode random --probability 0.50000000000 -g KPNG-E-QWLTHIOVEYJGA
-        -A KPNG-P-QVWKE2QPZSIRO -g KPNG-E-FNJH2K765PNEJ
-        COMMIT
-    "#]],
+            *nat
+            :KPNG-E-FSQZWTH3OEG7A - [0:0]
+            :KPNG-E-VIWM7UVYBRZQC - [0:0]
+            :KPNG-P-42GPNU2O4Y76B - [0:0]
+            :KPNG-P-QKSQ6SEET6Z2D - [0:0]
+            -A KPNG-E-FSQZWTH3OEG7A -s 10.180.0.3/32 -j KPNG-MARK
+            -A KPNG-E-FSQZWTH3OEG7A -p tcp -m comment --comment "t/web:http" -j DNAT --to-destination 10.180.0.3:8080
+            -A KPNG-E-VIWM7UVYBRZQC -s 10.180.0.3/32 -j KPNG-MARK
+            -A KPNG-E-VIWM7UVYBRZQC -p udp -m comment --comment "t/web:dns" -j DNAT --to-destination 10.180.0.3:53
+            -A KPNG-P-42GPNU2O4Y76B -m comment --comment "t/web:dns" -m statistic --mode random --probability 0.33333333349 -g KPNG-E-LBBBY7OWJRSOC
+            -A KPNG-P-42GPNU2O4Y76B -m statistic --mode random --probability 0.50000000000 -g KPNG-E-AVWQEZSXPY4XN
+            -A KPNG-P-42GPNU2O4Y76B -g KPNG-E-VIWM7UVYBRZQC
+            -A KPNG-P-QKSQ6SEET6Z2D -m comment --comment "t/web:http" -m statistic --mode random --probability 0.33333333349 -g KPNG-E-XZA5BRSAWITYN
+            -A KPNG-P-QKSQ6SEET6Z2D -m statistic --mode random --probability 0.50000000000 -g KPNG-E-QXKPEZT6ORREI
+            -A KPNG-P-QKSQ6SEET6Z2D -g KPNG-E-FSQZWTH3OEG7A
+            COMMIT
+        "#]],
     );
 }
 
@@ -168,13 +168,13 @@ fn the_last_endpoint_goes() {
             COMMIT
             *nat
             :KPNG-VIPS - [0:0]
-            :KPNG-E-XQ53SNZ4P3AVF - [0:0]
-            :KPNG-R-L2YMRYQBYUSNJ - [0:0]
+            :KPNG-E-XZA5BRSAWITYN - [0:0]
+            :KPNG-R-2VFOVS63MNA5L - [0:0]
             -A KPNG-VIPS -d 172.30.0.1/32 -p tcp -m comment --comment "t/web:http" -m tcp --dport 80 -j ACCEPT
-            -A KPNG-VIPS -d 172.30.0.9/32 -p tcp -m comment --comment "t/other:http" -m tcp --dport 80 -g KPNG-R-47XPJOJYKWGUE
+            -A KPNG-VIPS -d 172.30.0.9/32 -p tcp -m comment --comment "t/other:http" -m tcp --dport 80 -g KPNG-R-OO4LVXCPL4AIE
             -A KPNG-VIPS -d 172.30.0.10/32 -p tcp -m comment --comment "t/none:http" -m tcp --dport 80 -j ACCEPT
-            -X KPNG-E-XQ53SNZ4P3AVF
-            -X KPNG-R-L2YMRYQBYUSNJ
+            -X KPNG-E-XZA5BRSAWITYN
+            -X KPNG-R-2VFOVS63MNA5L
             COMMIT
         "#]],
     );
@@ -194,15 +194,15 @@ fn a_service_comes() {
             -A KPNG-VIPS -d 172.30.0.10/32 -m comment --comment "kpng: no such port" -m addrtype ! --dst-type LOCAL -j KPNG-REJECT
             COMMIT
             *nat
-            :KPNG-E-XQ53SNZ4P3AVF - [0:0]
-            :KPNG-R-L2YMRYQBYUSNJ - [0:0]
+            :KPNG-E-XZA5BRSAWITYN - [0:0]
+            :KPNG-R-2VFOVS63MNA5L - [0:0]
             :KPNG-VIPS - [0:0]
-            -A KPNG-E-XQ53SNZ4P3AVF -s 10.180.0.1/32 -j KPNG-MARK
-            -A KPNG-E-XQ53SNZ4P3AVF -p tcp -m comment --comment "t/web:http" -j DNAT --to-destination 10.180.0.1:8080
-            -A KPNG-R-L2YMRYQBYUSNJ -m comment --comment "t/web:http" -j KPNG-MARK-NO
-            -A KPNG-R-L2YMRYQBYUSNJ -g KPNG-E-XQ53SNZ4P3AVF
-            -A KPNG-VIPS -d 172.30.0.1/32 -p tcp -m comment --comment "t/web:http" -m tcp --dport 80 -g KPNG-R-L2YMRYQBYUSNJ
-            -A KPNG-VIPS -d 172.30.0.9/32 -p tcp -m comment --comment "t/other:http" -m tcp --dport 80 -g KPNG-R-47XPJOJYKWGUE
+            -A KPNG-E-XZA5BRSAWITYN -s 10.180.0.1/32 -j KPNG-MARK
+            -A KPNG-E-XZA5BRSAWITYN -p tcp -m comment --comment "t/web:http" -j DNAT --to-destination 10.180.0.1:8080
+            -A KPNG-R-2VFOVS63MNA5L -m comment --comment "t/web:http" -j KPNG-MARK-NO
+            -A KPNG-R-2VFOVS63MNA5L -g KPNG-E-XZA5BRSAWITYN
+            -A KPNG-VIPS -d 172.30.0.1/32 -p tcp -m comment --comment "t/web:http" -m tcp --dport 80 -g KPNG-R-2VFOVS63MNA5L
+            -A KPNG-VIPS -d 172.30.0.9/32 -p tcp -m comment --comment "t/other:http" -m tcp --dport 80 -g KPNG-R-OO4LVXCPL4AIE
             -A KPNG-VIPS -d 172.30.0.10/32 -p tcp -m comment --comment "t/none:http" -m tcp --dport 80 -j ACCEPT
             COMMIT
         "#]],

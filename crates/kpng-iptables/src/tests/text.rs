@@ -56,23 +56,23 @@ fn policy_and_source_ranges() {
             -A KPNG-REFUSED -j KPNG-VIPS
             -A KPNG-REFUSED -d 192.168.0.2/32 -j KPNG-NODEPORTS
             *nat
-            -A KPNG-E-GGD25AEKZL3RB -s 10.180.1.1/32 -j KPNG-MARK
-            -A KPNG-E-GGD25AEKZL3RB -p tcp -m comment --comment "t/web:http" -j DNAT --to-destination 10.180.1.1:8080
-            -A KPNG-E-XQ53SNZ4P3AVF -s 10.180.0.1/32 -j KPNG-MARK
-            -A KPNG-E-XQ53SNZ4P3AVF -p tcp -m comment --comment "t/web:http" -j DNAT --to-destination 10.180.0.1:8080
-            -A KPNG-P-QVWKE2QPZSIRO -m comment --comment "t/web:http" -m statistic --mode random --probability 0.50000000000 -g KPNG-E-XQ53SNZ4P3AVF
-            -A KPNG-P-QVWKE2QPZSIRO -g KPNG-E-GGD25AEKZL3RB
-            -A KPNG-R-4A2BJSKSWJN6B -m comment --comment "t/web:http" -j KPNG-MARK-N
-            -A KPNG-R-4A2BJSKSWJN6B -s 10.0.0.0/8 -g KPNG-P-QVWKE2QPZSIRO
-            -A KPNG-R-4A2BJSKSWJN6B -m addrtype --src-type LOCAL -g KPNG-P-QVWKE2QPZSIRO
-            -A KPNG-R-4A2BJSKSWJN6B -g KPNG-E-XQ53SNZ4P3AVF
-            -A KPNG-R-CHCAGP7CHXT3L -m comment --comment "t/web:http" -j KPNG-MARK-NO
-            -A KPNG-R-CHCAGP7CHXT3L -g KPNG-P-QVWKE2QPZSIRO
-            -A KPNG-G-JMKLCZGABTS4E -s 203.0.113.0/25 -m comment --comment "t/web:http" -g KPNG-R-4A2BJSKSWJN6B
+            -A KPNG-E-GXFSIM6UDBRZI -s 10.180.1.1/32 -j KPNG-MARK
+            -A KPNG-E-GXFSIM6UDBRZI -p tcp -m comment --comment "t/web:http" -j DNAT --to-destination 10.180.1.1:8080
+            -A KPNG-E-XZA5BRSAWITYN -s 10.180.0.1/32 -j KPNG-MARK
+            -A KPNG-E-XZA5BRSAWITYN -p tcp -m comment --comment "t/web:http" -j DNAT --to-destination 10.180.0.1:8080
+            -A KPNG-P-QKSQ6SEET6Z2D -m comment --comment "t/web:http" -m statistic --mode random --probability 0.50000000000 -g KPNG-E-XZA5BRSAWITYN
+            -A KPNG-P-QKSQ6SEET6Z2D -g KPNG-E-GXFSIM6UDBRZI
+            -A KPNG-R-5QH3G3RZMGRWF -m comment --comment "t/web:http" -j KPNG-MARK-NO
+            -A KPNG-R-5QH3G3RZMGRWF -g KPNG-P-QKSQ6SEET6Z2D
+            -A KPNG-R-XCCMUKHT6ISYL -m comment --comment "t/web:http" -j KPNG-MARK-N
+            -A KPNG-R-XCCMUKHT6ISYL -s 10.0.0.0/8 -g KPNG-P-QKSQ6SEET6Z2D
+            -A KPNG-R-XCCMUKHT6ISYL -m addrtype --src-type LOCAL -g KPNG-P-QKSQ6SEET6Z2D
+            -A KPNG-R-XCCMUKHT6ISYL -g KPNG-E-XZA5BRSAWITYN
+            -A KPNG-G-JMKLCZGABTS4E -s 203.0.113.0/25 -m comment --comment "t/web:http" -g KPNG-R-XCCMUKHT6ISYL
             -A KPNG-G-JMKLCZGABTS4E -j ACCEPT
-            -A KPNG-NODEPORTS -p tcp -m comment --comment "t/web:http" -m tcp --dport 30001 -g KPNG-R-4A2BJSKSWJN6B
+            -A KPNG-NODEPORTS -p tcp -m comment --comment "t/web:http" -m tcp --dport 30001 -g KPNG-R-XCCMUKHT6ISYL
             -A KPNG-NODEPORTS -p udp -m comment --comment "t/none:dns" -m udp --dport 30053 -j ACCEPT
-            -A KPNG-VIPS -d 172.30.0.1/32 -p tcp -m comment --comment "t/web:http" -m tcp --dport 80 -g KPNG-R-CHCAGP7CHXT3L
+            -A KPNG-VIPS -d 172.30.0.1/32 -p tcp -m comment --comment "t/web:http" -m tcp --dport 80 -g KPNG-R-5QH3G3RZMGRWF
             -A KPNG-VIPS -d 172.30.0.2/32 -p udp -m comment --comment "t/none:dns" -m udp --dport 53 -j ACCEPT
             -A KPNG-VIPS -d 198.51.100.1/32 -p tcp -m comment --comment "t/web:http" -m tcp --dport 80 -g KPNG-G-JMKLCZGABTS4E
             -A KPNG-OUTPUT -j KPNG-VIPS
@@ -111,21 +111,21 @@ fn affinity() {
             -A KPNG-REFUSED -j KPNG-VIPS
             -A KPNG-REFUSED -d 2001:db8::1/128 -j KPNG-NODEPORTS
             *nat
-            -A KPNG-E-5QHO7EYPLBX2P -s fd00:180::3/128 -j KPNG-MARK
-            -A KPNG-E-5QHO7EYPLBX2P -p tcp -m comment --comment "t/sticky" -m recent --set --name KPNG-5QHO7EYPLBX2P --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -j DNAT --to-destination [fd00:180::3]:8080
-            -A KPNG-E-O7MTKCJKQZVPO -s fd00:180::2/128 -j KPNG-MARK
-            -A KPNG-E-O7MTKCJKQZVPO -p tcp -m comment --comment "t/sticky" -m recent --set --name KPNG-O7MTKCJKQZVPO --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -j DNAT --to-destination [fd00:180::2]:8080
-            -A KPNG-E-TQVGTXRGXNITF -s fd00:180::1/128 -j KPNG-MARK
-            -A KPNG-E-TQVGTXRGXNITF -p tcp -m comment --comment "t/sticky" -m recent --set --name KPNG-TQVGTXRGXNITF --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -j DNAT --to-destination [fd00:180::1]:8080
-            -A KPNG-P-7EJHZD5F4BDHI -m comment --comment "t/sticky" -m recent --rcheck --seconds 10800 --reap --name KPNG-TQVGTXRGXNITF --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -g KPNG-E-TQVGTXRGXNITF
-            -A KPNG-P-7EJHZD5F4BDHI -m recent --rcheck --seconds 10800 --reap --name KPNG-O7MTKCJKQZVPO --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -g KPNG-E-O7MTKCJKQZVPO
-            -A KPNG-P-7EJHZD5F4BDHI -m recent --rcheck --seconds 10800 --reap --name KPNG-5QHO7EYPLBX2P --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -g KPNG-E-5QHO7EYPLBX2P
-            -A KPNG-P-7EJHZD5F4BDHI -m statistic --mode random --probability 0.33333333349 -g KPNG-E-TQVGTXRGXNITF
-            -A KPNG-P-7EJHZD5F4BDHI -m statistic --mode random --probability 0.50000000000 -g KPNG-E-O7MTKCJKQZVPO
-            -A KPNG-P-7EJHZD5F4BDHI -g KPNG-E-5QHO7EYPLBX2P
-            -A KPNG-R-ZORYP4GQBNCYD -m comment --comment "t/sticky" -j KPNG-MARK-NO
-            -A KPNG-R-ZORYP4GQBNCYD -g KPNG-P-7EJHZD5F4BDHI
-            -A KPNG-VIPS -d fd00:172:30::1/128 -p tcp -m comment --comment "t/sticky" -m tcp --dport 80 -g KPNG-R-ZORYP4GQBNCYD
+            -A KPNG-E-57QJI4J36HNJA -s fd00:180::3/128 -j KPNG-MARK
+            -A KPNG-E-57QJI4J36HNJA -p tcp -m comment --comment "t/sticky" -m recent --set --name KPNG-57QJI4J36HNJA --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -j DNAT --to-destination [fd00:180::3]:8080
+            -A KPNG-E-OSZPOYPUD4A3E -s fd00:180::2/128 -j KPNG-MARK
+            -A KPNG-E-OSZPOYPUD4A3E -p tcp -m comment --comment "t/sticky" -m recent --set --name KPNG-OSZPOYPUD4A3E --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -j DNAT --to-destination [fd00:180::2]:8080
+            -A KPNG-E-T3X3NSHDRDSLB -s fd00:180::1/128 -j KPNG-MARK
+            -A KPNG-E-T3X3NSHDRDSLB -p tcp -m comment --comment "t/sticky" -m recent --set --name KPNG-T3X3NSHDRDSLB --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -j DNAT --to-destination [fd00:180::1]:8080
+            -A KPNG-P-7DEIPL5C4VQVC -m comment --comment "t/sticky" -m recent --rcheck --seconds 10800 --reap --name KPNG-T3X3NSHDRDSLB --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -g KPNG-E-T3X3NSHDRDSLB
+            -A KPNG-P-7DEIPL5C4VQVC -m recent --rcheck --seconds 10800 --reap --name KPNG-OSZPOYPUD4A3E --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -g KPNG-E-OSZPOYPUD4A3E
+            -A KPNG-P-7DEIPL5C4VQVC -m recent --rcheck --seconds 10800 --reap --name KPNG-57QJI4J36HNJA --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource -g KPNG-E-57QJI4J36HNJA
+            -A KPNG-P-7DEIPL5C4VQVC -m statistic --mode random --probability 0.33333333349 -g KPNG-E-T3X3NSHDRDSLB
+            -A KPNG-P-7DEIPL5C4VQVC -m statistic --mode random --probability 0.50000000000 -g KPNG-E-OSZPOYPUD4A3E
+            -A KPNG-P-7DEIPL5C4VQVC -g KPNG-E-57QJI4J36HNJA
+            -A KPNG-R-GYVDQHKOPUAQM -m comment --comment "t/sticky" -j KPNG-MARK-NO
+            -A KPNG-R-GYVDQHKOPUAQM -g KPNG-P-7DEIPL5C4VQVC
+            -A KPNG-VIPS -d fd00:172:30::1/128 -p tcp -m comment --comment "t/sticky" -m tcp --dport 80 -g KPNG-R-GYVDQHKOPUAQM
             -A KPNG-OUTPUT -j KPNG-VIPS
             -A KPNG-OUTPUT -d 2001:db8::1/128 -j KPNG-NODEPORTS
             -A KPNG-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN

@@ -94,6 +94,16 @@ fn expected(plan: &Plan, packet: &Packet<'_>) -> BTreeSet<Fate> {
     }
 }
 
+/// Ports of one number, which a file may have, stick to the endpoints of their own.
+#[test]
+fn ports_of_the_same_number_have_affinity_of_their_own() {
+    let cluster = "node
+                   service t/a cluster=cluster.1 port=a:80 port=b:80:30001 affinity=60
+                   slice t/a a=8080 b=8081
+                   pod1";
+    check(plan_of(cluster).plan(), cluster);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
