@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio::time::Instant;
 
-use crate::http::{Answer, Handler, JSON, TEXT, answer, not_found};
+use crate::http::{Answer, Handler, JSON, TEXT, answer, at_once, not_found};
 use crate::rfc3339;
 
 /// How long an update may wait before the proxy is unhealthy: twice kube-proxy's `syncPeriod`.
@@ -87,7 +87,7 @@ impl ProxyHealth {
     /// Answers `/healthz`, `/livez` and `/readyz`.
     pub fn handler(&self) -> Handler {
         let health = self.clone();
-        Arc::new(move |path| match path {
+        at_once(move |path| match path {
             "/healthz" => health.healthz(),
             "/livez" => health.livez(),
             "/readyz" => health.readyz(),

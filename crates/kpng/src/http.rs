@@ -1,17 +1,23 @@
-//! A small HTTP/1.1 server for probes and metrics, shared by everything here that listens.
+//! A small HTTP/1.1 server for probes, metrics and the page, shared by everything here that listens.
 //!
 //! A port that cannot be bound stops nobody: it is reported once and tried again until it can. What
-//! a client may take is bounded: connections, the time for a request, the life of a connection.
+//! a client may take is bounded: connections, the time for a request and for its answer, the life of a
+//! connection; and what blocks takes turns.
+
+mod blocking;
+mod query;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response, StatusCode};
@@ -23,12 +29,23 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+pub use blocking::Blocking;
+pub(crate) use query::{encode, parameters};
+
 /// What is answered.
 pub type Answer = Response<String>;
 
-/// Makes the answer from the path of a request. It is called on the runtime's thread, so it does
-/// not block. The method is not looked at, as in kube-proxy.
-pub type Handler = Arc<dyn Fn(&str) -> Answer + Send + Sync>;
+/// An answer that is being worked out. It is dropped when its client goes away or its time is over.
+pub type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// Answers a request, whose body nobody reads. It runs on the runtime's thread, so it does not block:
+/// what does is given to a [`Blocking`].
+pub type Handler = Arc<dyn Fn(Parts) -> Answering + Send + Sync>;
+
+/// Answers by the path alone, at once. The method is not looked at, as in kube-proxy.
+pub fn at_once(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Handler {
+    Arc::new(move |request| Box::pin(std::future::ready(answer(request.uri.path()))))
+}
 
 /// An answer of one of the types that [`TEXT`] and [`JSON`] are.
 pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<String>) -> Answer {
@@ -180,6 +197,8 @@ pub(crate) struct Limits {
     connections: usize,
     /// From the start of a connection, or the end of an answer, to the end of a request's header.
     header: Duration,
+    /// From there to the beginning of the answer.
+    answer: Duration,
     /// Of one connection.
     life: Duration,
     /// To take the last answer.
@@ -190,6 +209,7 @@ pub(crate) struct Limits {
 pub(crate) const LIMITS: Limits = Limits {
     connections: 128,
     header: Duration::from_secs(10),
+    answer: Duration::from_secs(30),
     life: Duration::from_secs(300),
     grace: Duration::from_secs(1),
 };
@@ -216,7 +236,8 @@ async fn serve(
                 Ok((stream, _)) => {
                     let handler = Arc::clone(&handler);
                     let service = service_fn(move |request: Request<Incoming>| {
-                        std::future::ready(Ok::<_, Infallible>(handler(request.uri().path())))
+                        let answering = handler(request.into_parts().0);
+                        async move { Ok::<_, Infallible>(in_time(answering, limits.answer).await) }
                     });
                     connections.spawn(converse(stream, service, limits, closed.clone()));
                 }
@@ -230,6 +251,12 @@ async fn serve(
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+async fn in_time(answering: Answering, limit: Duration) -> Answer {
+    tokio::time::timeout(limit, answering).await.unwrap_or_else(|_| {
+        answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "it takes too long; try again later\n")
+    })
 }
 
 /// Answers one client by `service`, within limits.

@@ -11,6 +11,7 @@ mod plan;
 mod process;
 mod text;
 
+use std::future::ready;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -31,7 +32,10 @@ use prometheus_client::registry::Registry;
 pub use changes::{Counted, count_changes};
 
 use crate::health::{ByCode, ProxyHealth};
-use crate::http::{Handler, TEXT, answer, not_found};
+use crate::http::{Blocking, Handler, TEXT, answer, not_found};
+
+/// How many may be answered at once: they want the same numbers, which others keep.
+const SCRAPES: usize = 2;
 
 type Seconds = Gauge<f64, AtomicU64>;
 type Label<V> = [(&'static str, V); 1];
@@ -206,11 +210,7 @@ impl Metrics {
     /// Answers `/metrics`, and `/proxyMode` with kube-proxy's name for `backend`.
     pub fn handler(&self, backend: &'static str) -> Handler {
         let metrics = self.clone();
-        Arc::new(move |path| match path {
-            "/metrics" => answer(StatusCode::OK, text::CONTENT_TYPE, metrics.encode()),
-            "/proxyMode" => answer(StatusCode::OK, TEXT, proxy_mode(backend)),
-            _ => not_found(),
-        })
+        handler(move || metrics.encode(), Some(proxy_mode(backend)))
     }
 }
 
@@ -396,9 +396,23 @@ pub fn without_node<V: Counted>(sources: Sources<'_, V>) -> Handler {
         registry.register_collector(Box::new(api::LocalEvents(Arc::clone(stats))));
     }
     register_others(&mut registry, sources);
-    Arc::new(move |path| match path {
-        "/metrics" => answer(StatusCode::OK, text::CONTENT_TYPE, encode(&registry)),
-        _ => not_found(),
+    handler(move || encode(&registry), None)
+}
+
+/// Answers `/metrics`, on a thread that may block, and `/proxyMode` where there is one.
+fn handler(
+    encode: impl Fn() -> String + Send + Sync + 'static,
+    proxy_mode: Option<&'static str>,
+) -> Handler {
+    let (encode, blocking) = (Arc::new(encode), Blocking::new(SCRAPES));
+    Arc::new(move |request| match (request.uri.path(), proxy_mode) {
+        ("/metrics", _) => {
+            let (encode, blocking) = (Arc::clone(&encode), blocking.clone());
+            let work = move || answer(StatusCode::OK, text::CONTENT_TYPE, encode());
+            Box::pin(async move { blocking.answer(work).await })
+        }
+        ("/proxyMode", Some(mode)) => Box::pin(ready(answer(StatusCode::OK, TEXT, mode))),
+        _ => Box::pin(ready(not_found())),
     })
 }
 

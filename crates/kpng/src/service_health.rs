@@ -13,7 +13,7 @@ use kpng_core::model::NamespacedName;
 use kpng_core::plan::{HealthCheck, NodeFacts, Plan};
 
 use crate::health::{ProxyHealth, json_answer};
-use crate::http::{Answer, Handler, Server};
+use crate::http::{Answer, Handler, Server, at_once};
 
 /// How many endpoints stand behind this node, so that load balancers may weigh it.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
@@ -175,7 +175,7 @@ impl Port {
 
 fn handler(shown: &Arc<Mutex<Shown>>, proxy: &ProxyHealth) -> Handler {
     let (shown, proxy) = (Arc::clone(shown), proxy.clone());
-    Arc::new(move |_| {
+    at_once(move |_| {
         let shown = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
         answer(&shown, proxy.is_healthy())
     })

@@ -10,6 +10,7 @@ use kpng_core::explain::{Here, Query};
 use kpng_core::model::Family;
 
 use crate::cli::{Destination, DumpWhat, Output, PacketSource};
+use crate::http::{encode, parameters};
 
 /// A question to a running kpng, or about a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,35 +134,6 @@ impl Question {
         let interface = interface.clone();
         Ok(Query { source, interface, destination: address, protocol, port })
     }
-}
-
-fn parameters(query: &str) -> Vec<(String, String)> {
-    let pairs = query.split('&').filter(|pair| !pair.is_empty());
-    let split = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    split.map(|(key, value)| (decode(key), decode(value))).collect()
-}
-
-/// Percent-encodes what is no letter, digit, `.`, `-` or `_`.
-fn encode(text: &str) -> String {
-    let encode = |byte: u8| match byte {
-        b'.' | b'-' | b'_' => char::from(byte).to_string(),
-        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
-        byte => format!("%{byte:02X}"),
-    };
-    text.bytes().map(encode).collect()
-}
-
-fn decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..2).filter(|_| *first == b'%');
-        let code = code.and_then(|code| std::str::from_utf8(code).ok());
-        let code = code.and_then(|code| u8::from_str_radix(code, 16).ok());
-        bytes.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &tail[2..] } else { tail };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 
 use super::*;
 use crate::http::Server;
-use crate::http::tests::get;
+use crate::http::tests::{ask_at_once, get};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const STUCK: Duration = Duration::ZERO;
@@ -14,7 +14,7 @@ fn shown(health: &ProxyHealth) -> String {
     let handler = health.handler();
     let mut text = String::new();
     for path in ["/healthz", "/livez", "/readyz", "/other"] {
-        let answer = handler(path);
+        let answer = ask_at_once(&handler, path);
         let header = |name: &str| answer.headers().get(name).map_or("-", |v| v.to_str().unwrap());
         let status = answer.status().as_u16();
         let (kind, sniff) = (header("content-type"), header("x-content-type-options"));
@@ -118,7 +118,7 @@ fn a_node_that_goes_away_is_alive() {
     let health = ProxyHealth::new(TIMEOUT);
     health.set_node_eligible(false);
     health.set_node_eligible(true);
-    assert_eq!(health.handler()("/healthz").status(), StatusCode::OK);
+    assert_eq!(ask_at_once(&health.handler(), "/healthz").status(), StatusCode::OK);
 }
 
 #[test]
@@ -194,10 +194,10 @@ fn bodies_are_those_of_kube_proxy() {
 fn answers_are_counted_by_code() {
     let health = ProxyHealth::new(TIMEOUT);
     let handler = health.handler();
-    handler("/healthz");
+    ask_at_once(&handler, "/healthz");
     health.set_node_eligible(false);
     for path in ["/healthz", "/healthz", "/livez"] {
-        handler(path);
+        ask_at_once(&handler, path);
     }
     let (healthz, livez) = health.answers();
     let count = |of: &ByCode, code| of.get(&[("code", code)]).map(|counter| counter.get());

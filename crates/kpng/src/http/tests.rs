@@ -2,7 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::Ipv6Addr;
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
+use std::task::{Context, Poll, Waker};
 
 use expect_test::{Expect, expect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,6 +14,20 @@ use super::*;
 /// The whole answer to a GET of `path`, without its date.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> io::Result<String> {
     request(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+}
+
+/// What a handler answers to a GET of `path`.
+pub(crate) async fn ask(handler: &Handler, path: &str) -> Answer {
+    handler(Request::get(path).body(()).unwrap().into_parts().0).await
+}
+
+/// The same, of a handler that answers at once.
+pub(crate) fn ask_at_once(handler: &Handler, path: &str) -> Answer {
+    let answering = std::pin::pin!(ask(handler, path));
+    match answering.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(answer) => answer,
+        Poll::Pending => panic!("no answer at once to {path}"),
+    }
 }
 
 async fn request(address: SocketAddr, text: &str) -> io::Result<String> {
@@ -65,17 +80,21 @@ fn localhost(port: u16) -> SocketAddr {
 }
 
 fn echo() -> Handler {
-    Arc::new(|path| match path {
+    at_once(|path| match path {
         "/missing" => not_found(),
         path => answer(StatusCode::OK, TEXT, format!("this is {path}")),
     })
 }
 
 async fn serve_with(limits: Limits) -> (SocketAddr, watch::Sender<bool>) {
+    serve_by(echo(), limits)
+}
+
+fn serve_by(handler: Handler, limits: Limits) -> (SocketAddr, watch::Sender<bool>) {
     let (closing, closed) = watch::channel(false);
     let listener = bind(localhost(0)).unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(serve(listener, echo(), limits, closed));
+    tokio::spawn(serve(listener, handler, limits, closed));
     (address, closing)
 }
 
@@ -192,6 +211,48 @@ async fn idle_and_old_connections_are_closed() {
         tokio::time::timeout(Duration::from_secs(5), end).await.expect("it is closed").unwrap();
         assert_eq!(answer.matches("this is /once").count(), 1, "{answer}");
     }
+}
+
+/// Answers with what is asked, once `gate` is open: its sender gone.
+fn blocking(turns: usize, gate: mpsc::Receiver<()>) -> Handler {
+    let (blocking, gate) = (Blocking::new(turns), Arc::new(Mutex::new(gate)));
+    Arc::new(move |request: Parts| {
+        let (blocking, gate) = (blocking.clone(), Arc::clone(&gate));
+        let work = move || {
+            let asked = request.uri.query().unwrap_or_default();
+            assert_ne!(asked, "panic");
+            gate.lock().unwrap().recv().unwrap_err();
+            answer(StatusCode::OK, TEXT, format!("{} {asked}", request.method))
+        };
+        Box::pin(async move { blocking.answer(work).await })
+    })
+}
+
+#[tokio::test]
+async fn work_that_blocks_delays_nobody_else_and_takes_turns() {
+    let (closed, gate) = mpsc::channel();
+    let short = Limits { answer: Duration::from_millis(100), ..LIMITS };
+    let (address, _closing) = serve_by(blocking(1, gate), short);
+    let (other, _closing_too) = serve_by(echo(), LIMITS);
+    let late = tokio::spawn(async move { get(address, "/?first").await.unwrap() });
+    // The one thread of this runtime is free meanwhile.
+    assert!(get(other, "/").await.unwrap().contains("this is /"));
+    let late = late.await.unwrap();
+    assert!(late.starts_with("HTTP/1.1 503 ") && late.contains("too long"), "{late}");
+    // Its client has gone, but the work goes on, and has the only turn.
+    let waiting = get(address, "/?second").await.unwrap();
+    assert!(waiting.starts_with("HTTP/1.1 503 "), "{waiting}");
+    drop(closed);
+    while !get(address, "/?third").await.unwrap().ends_with("GET third") {}
+}
+
+#[tokio::test]
+async fn a_panic_is_answered_and_gives_its_turn_back() {
+    let (_, open) = mpsc::channel();
+    let (address, _closing) = serve_by(blocking(1, open), LIMITS);
+    let failed = get(address, "/?panic").await.unwrap();
+    assert!(failed.starts_with("HTTP/1.1 500 ") && failed.contains("panicked"), "{failed}");
+    assert!(get(address, "/?next").await.unwrap().ends_with("GET next"));
 }
 
 #[tokio::test]

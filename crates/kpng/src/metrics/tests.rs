@@ -10,6 +10,7 @@ use kpng_core::store::{Batch, Change, Kind, Writer};
 use kpng_testkit::fixture::{NODE, fixture};
 
 use super::*;
+use crate::http::tests::{ask, ask_at_once};
 
 struct Fixture {
     metrics: Metrics,
@@ -340,10 +341,10 @@ fn probes_conflicts_and_conntrack() {
     check(
         |fixture| {
             let probe = fixture.health.handler();
-            probe("/healthz");
+            ask_at_once(&probe, "/healthz");
             fixture.health.set_node_eligible(false);
-            probe("/healthz");
-            probe("/livez");
+            ask_at_once(&probe, "/healthz");
+            ask_at_once(&probe, "/livez");
             fixture.metrics.set_conflicts(3);
             fixture.metrics.conntrack_cleaned(model::Family::V6, 7, Duration::from_millis(3));
         },
@@ -517,12 +518,12 @@ fn changes_of_what_a_server_worked_out_are_counted() {
     assert_eq!(count(local("", one), None), (1, 1));
 }
 
-#[test]
-fn a_process_without_a_node_tells_of_its_sources_and_its_server() {
+#[tokio::test]
+async fn a_process_without_a_node_tells_of_its_sources_and_its_server() {
     let health = ProxyHealth::new(Duration::from_secs(60));
     let store = fixture("service a/b").store;
     let page = without_node(sources(&health, &store));
-    let text = page("/metrics").into_body();
+    let text = ask(&page, "/metrics").await.into_body();
     let mut samples: Vec<_> = text
         .lines()
         .filter(|line| !["#", "process_", "kind="].iter().any(|part| line.contains(part)))
@@ -557,23 +558,23 @@ fn a_process_without_a_node_tells_of_its_sources_and_its_server() {
         kubeproxy_proxy_livez_total{code="200"} 0
         kubeproxy_proxy_livez_total{code="503"} 0"#]]
     .assert_eq(&samples.join("\n"));
-    assert_eq!(page("/proxyMode").status().as_u16(), 404, "it is no proxy");
+    assert_eq!(ask(&page, "/proxyMode").await.status().as_u16(), 404, "it is no proxy");
 }
 
-#[test]
-fn pages() {
+#[tokio::test]
+async fn pages() {
     let Fixture { metrics, .. } = new();
-    let page = |backend, path| {
-        let answer = metrics.handler(backend)(path);
+    let page = async |backend, path| {
+        let answer = ask(&metrics.handler(backend), path).await;
         let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
         (answer.status().as_u16(), kind, answer.into_body())
     };
-    let (status, kind, body) = page("nft", "/metrics");
+    let (status, kind, body) = page("nft", "/metrics").await;
     assert_eq!((status, &*kind), (200, "text/plain; version=0.0.4; charset=utf-8"));
     assert!(
         body.starts_with("# HELP kubeproxy_") && body.ends_with('\n') && !body.contains("# EOF")
     );
-    assert_eq!(page("nft", "/proxyMode"), (200, TEXT.into(), "nftables".into()));
-    assert_eq!(page("ipvs", "/proxyMode").2, "ipvs");
-    assert_eq!(page("nft", "/").0, 404);
+    assert_eq!(page("nft", "/proxyMode").await, (200, TEXT.into(), "nftables".into()));
+    assert_eq!(page("ipvs", "/proxyMode").await.2, "ipvs");
+    assert_eq!(page("nft", "/").await.0, 404);
 }
