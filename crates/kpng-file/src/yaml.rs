@@ -225,7 +225,7 @@ fn find(node: &Node, part: Part<'_>, path: &mut String) -> bool {
                 if length > 0 {
                     path.push('.');
                 }
-                path.push_str(&key.name);
+                path.extend(key.name.escape_debug()); // the path is one line
                 let is_key = matches!(part, Part::Key(searched) if std::ptr::eq(searched, key));
                 if is_key || find(value, part, path) {
                     return true;

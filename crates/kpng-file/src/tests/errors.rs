@@ -57,35 +57,38 @@ fn syntax() {
         "? []\n: 1",
         "a: {<<: 1}",
         "services: []\n---\nservices: \n\t- x",
+        "services: [{service: {\"na\\nme\": x}}]",
         "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
     ];
     check(
         document,
         &mistakes,
         expect![[r#"
-        services: [
-            1:11: unclosed bracket '['
-        services:\n  - a\n - b\n
-            3:2: while parsing a block mapping, did not find expected key
-        a: b: c
-            1:5: mapping values are not allowed in this context
-        services: *nothing
-            1:11: reference to unknown value
-        services: []\nservices: []\n
-            2:1: the field "services" is given twice: remove one
-        services: []\nSERVICES: []\n
-            2:1: SERVICES: the field "SERVICES" is given twice: remove one
-        services: "\z"
-            1:11: while parsing a quoted scalar, found unknown escape character
-        ? []\n: 1
-            1:3: expected string scalar
-        a: {<<: 1}
-            1:9: YAML merge value must be mapping or sequence of mappings
-        services: []\n---\nservices: \n	- x
-            4:2: tabs disallowed within this context (block indentation)
-        [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[
-            1:40: unclosed bracket '['
-    "#]],
+            services: [
+                1:11: unclosed bracket '['
+            services:\n  - a\n - b\n
+                3:2: while parsing a block mapping, did not find expected key
+            a: b: c
+                1:5: mapping values are not allowed in this context
+            services: *nothing
+                1:11: reference to unknown value
+            services: []\nservices: []\n
+                2:1: the field "services" is given twice: remove one
+            services: []\nSERVICES: []\n
+                2:1: SERVICES: the field "SERVICES" is given twice: remove one
+            services: "\z"
+                1:11: while parsing a quoted scalar, found unknown escape character
+            ? []\n: 1
+                1:3: expected string scalar
+            a: {<<: 1}
+                1:9: YAML merge value must be mapping or sequence of mappings
+            services: []\n---\nservices: \n	- x
+                4:2: tabs disallowed within this context (block indentation)
+            services: [{service: {"na\nme": x}}]
+                1:23: services[0].service.na\nme: unknown field "na\nme": the fields here are namespace, name, type, ips, mapip, ports, externaltraffictolocal, internaltraffictolocal, labels, annotations, ipfilters, sessionaffinity, clientip, healthchecknodeport, created
+            [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[
+                1:40: unclosed bracket '['
+        "#]],
     );
     // Cut off by the parser itself.
     check(
