@@ -10,6 +10,7 @@ mod ebpf;
 mod fanout;
 mod haproxy;
 mod kube;
+mod kube_proxy;
 mod nft;
 mod process;
 mod table;
@@ -39,6 +40,8 @@ pub(crate) enum Subject {
     Fanout,
     /// All backends: control plane and packets.
     Backends,
+    /// The process beside kube-proxy in the mode alike, with a real API server (iptables, nft).
+    KubeProxy,
     /// The packets of one backend.
     #[value(hide = true)]
     Traffic,
@@ -128,6 +131,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         return kube::run(&sizes);
     }
     let changes = if arguments.quick { 20 } else { 300 };
+    if arguments.subject == Subject::KubeProxy {
+        return kube_proxy::run(&arguments.which, arguments.sizes.as_deref(), arguments.quick);
+    }
     if matches!(arguments.subject, Subject::Backends | Subject::Traffic) {
         return all_backends(arguments, &sizes, changes);
     }
@@ -196,7 +202,7 @@ pub(crate) fn measure(arguments: &MeasureArguments) -> Result<()> {
         Subject::Fanout => fanout::measure(size, load)?,
         Subject::Backends => backends::measure(which, size, changes)?,
         Subject::Traffic => traffic::measure(which, changes < 100)?,
-        Subject::Kube => bail!("kube measures all sizes in one process"),
+        Subject::Kube | Subject::KubeProxy => bail!("it measures in one process"),
     };
     process::print(&figures.to_string());
     Ok(())

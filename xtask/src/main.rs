@@ -26,6 +26,9 @@ enum Chore {
     /// Measure one size, in a process of its own.
     #[command(hide = true)]
     Measure(bench::MeasureArguments),
+    /// Be `kpng`, beside another proxy.
+    #[command(hide = true)]
+    Kpng(Box<kpng::cli::Cli>),
     /// Watch a server as many nodes, in a process of its own.
     #[command(hide = true)]
     Watchers(bench::WatchersArguments),
@@ -35,6 +38,7 @@ fn main() -> Result<()> {
     match Arguments::parse().chore {
         Chore::Bench(arguments) => bench::run(&arguments),
         Chore::Measure(arguments) => bench::measure(&arguments),
+        Chore::Kpng(arguments) => kpng::app::run(*arguments).map(|_| ()),
         Chore::Watchers(arguments) => bench::watchers(&arguments),
         Chore::Tidy => {
             let complaints = tidy::check(&tidy::root())?;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub use binaries::{Binaries, binaries};
+pub use binaries::{Binaries, binaries, kube_proxy};
 use process::{Child, run};
 pub use rest::{Response, Rest};
 

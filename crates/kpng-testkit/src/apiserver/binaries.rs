@@ -1,4 +1,4 @@
-//! Finds etcd and kube-apiserver, and builds the latter when there is none.
+//! Finds etcd and Kubernetes' programs, and builds the latter when there are none.
 //!
 //! Looked for in `KUBEBUILDER_ASSETS`, then `PATH`, then `.testbin` of the workspace. Building takes
 //! the Go module `k8s.io/kubernetes`, a Go toolchain and some minutes, once.
@@ -23,11 +23,16 @@ pub struct Binaries {
 /// Finds the programs, or builds what can be built. An error says what to do.
 pub fn binaries() -> Result<Binaries, String> {
     let etcd = find("etcd").ok_or("etcd is missing: `apt-get install etcd-server`, or name a folder that has it in KUBEBUILDER_ASSETS")?;
-    let kube_apiserver = match find("kube-apiserver") {
-        Some(path) => path,
-        None => build_kube_apiserver()?,
-    };
-    Ok(Binaries { etcd, kube_apiserver })
+    Ok(Binaries { etcd, kube_apiserver: find_or_build("kube-apiserver")? })
+}
+
+/// Finds kube-proxy, a peer to compare with, or builds it. An error says what to do.
+pub fn kube_proxy() -> Result<PathBuf, String> {
+    find_or_build("kube-proxy")
+}
+
+fn find_or_build(program: &str) -> Result<PathBuf, String> {
+    find(program).map_or_else(|| build(program), Ok)
 }
 
 fn find(program: &str) -> Option<PathBuf> {
@@ -43,16 +48,16 @@ fn cache() -> PathBuf {
 }
 
 /// Builds under a lock: tests run in parallel, in one process and in several.
-fn build_kube_apiserver() -> Result<PathBuf, String> {
+fn build(program: &str) -> Result<PathBuf, String> {
     let failed = |what: &str| {
         let what = what.to_owned();
-        move |error: std::io::Error| format!("cannot build kube-apiserver: {what}: {error}")
+        move |error: std::io::Error| format!("cannot build {program}: {what}: {error}")
     };
     let module = cache().join("build");
     fs::create_dir_all(&module).map_err(failed("create .testbin/build"))?;
     let lock = File::create(cache().join("lock")).map_err(failed("create .testbin/lock"))?;
     lock.lock().map_err(failed("lock .testbin/lock"))?;
-    let target = cache().join("kube-apiserver");
+    let target = cache().join(program);
     if target.is_file() {
         return Ok(target);
     }
@@ -63,10 +68,10 @@ fn build_kube_apiserver() -> Result<PathBuf, String> {
     let flags = format!(
         "-s -w {version}Version={KUBERNETES_VERSION} {version}Major={major} {version}Minor={minor}"
     );
-    let unfinished = cache().join("kube-apiserver.unfinished");
+    let unfinished = cache().join(format!("{program}.unfinished"));
     let output = unfinished.display().to_string();
-    let package = "k8s.io/kubernetes/cmd/kube-apiserver";
-    let build = ["build", "-trimpath", "-ldflags", &flags, "-o", &output, package];
+    let package = format!("k8s.io/kubernetes/cmd/{program}");
+    let build = ["build", "-trimpath", "-ldflags", &flags, "-o", &output, &package];
     go(&build, &module)?;
     fs::rename(&unfinished, &target).map_err(failed("rename the result"))?;
     Ok(target)
@@ -109,7 +114,7 @@ fn go_mod(staging: &[String]) -> String {
 fn go(arguments: &[&str], dir: &Path) -> Result<String, String> {
     let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
     run(Path::new("go"), &arguments, dir, &[("GOFLAGS", "-mod=mod")])
-        .map_err(|error| format!("kube-apiserver is missing and does not build: {error}"))
+        .map_err(|error| format!("a program of Kubernetes is missing and does not build: {error}"))
 }
 
 #[cfg(test)]
