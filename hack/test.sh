@@ -14,6 +14,7 @@ need nft nftables
 need ip iproute2
 need ethtool ethtool
 need iptables iptables
+need ipset ipset
 need conntrack conntrack
 need clang clang
 need etcd etcd-server

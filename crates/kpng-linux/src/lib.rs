@@ -6,6 +6,7 @@
 pub mod conntrack;
 pub mod error;
 mod genetlink;
+pub mod ipset;
 pub mod ipvs;
 pub mod memory;
 pub mod namespace;

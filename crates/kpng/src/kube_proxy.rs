@@ -1,5 +1,6 @@
 //! What kube-proxy left on this node, removed on request.
 
+mod ipset;
 mod ipvs;
 
 use std::collections::BTreeMap;
@@ -10,12 +11,12 @@ use kpng_linux::nft::{Batch, FoundTable, Nftables, Table, TableFamily};
 const IPTABLES: [&str; 3] = ["filter", "nat", "mangle"];
 
 /// Removes kube-proxy's tables (nftables mode), and its chains with the rules that jump to them
-/// (iptables and ipvs mode with iptables-nft), and its link `kube-ipvs0` with the virtual services at
-/// its addresses. Everything else stays, also chains of kubelet and of CNIs whose names start with
-/// `KUBE-`. Returns what was removed.
+/// (iptables and ipvs mode with iptables-nft), its ipsets, and its link `kube-ipvs0` with the virtual
+/// services at its addresses. Everything else stays, also chains of kubelet and of CNIs whose names
+/// start with `KUBE-`. Returns what was removed.
 ///
-/// Chains of legacy iptables are out of nf_tables' reach, ipsets are left, and virtual services of node
-/// ports could be anybody's; `kube-proxy --cleanup` removes them.
+/// Chains of legacy iptables are out of nf_tables' reach, with the ipsets that they refer to, and
+/// virtual services of node ports could be anybody's; `kube-proxy --cleanup` removes them.
 ///
 /// # Errors
 /// When the kernel refuses; what was removed until then stays removed.
@@ -37,6 +38,7 @@ pub fn remove() -> kpng_linux::Result<Vec<String>> {
             nft.commit(batch)?;
         }
     }
+    removed.extend(ipset::remove()?);
     Ok(removed)
 }
 

@@ -123,6 +123,10 @@ fn kube_proxys_tables_are_replaced_on_request() {
         "iptables-nft -A INPUT -j KUBE-ROUTER-INPUT",
         "iptables-nft -N KUBE-FORWARD",
         "iptables-nft -A FORWARD -j KUBE-FORWARD",
+        "ipset create KUBE-LOOP-BACK hash:ip,port,ip",
+        "ipset create KUBE-6-NODE-PORT-TCP bitmap:port range 0-65535",
+        "ipset create KUBE-ROUTER-PODS hash:ip",
+        "iptables-nft -A KUBE-FORWARD -m set --match-set KUBE-LOOP-BACK dst,dst,src -j ACCEPT",
     ] {
         run(&network.node, &command.split(' ').collect::<Vec<_>>());
     }
@@ -144,6 +148,9 @@ fn kube_proxys_tables_are_replaced_on_request() {
         assert!(filter.contains(theirs), "{theirs} is not in\n{filter}");
     }
     assert!(!filter.contains("KUBE-FORWARD"), "{filter}");
+    eventually("kube-proxy's ipsets go", || {
+        run(&network.node, &["ipset", "list", "-name"]) == "KUBE-ROUTER-PODS\n"
+    });
     assert!(answered_by(network.pod(3), "pod1"));
 }
 
