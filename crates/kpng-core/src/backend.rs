@@ -105,6 +105,15 @@ impl Audit {
     pub fn is_equal(&self) -> bool {
         self.missing.count + self.differing.count + self.foreign.count == 0
     }
+
+    /// Counts an object that the plan asks for. Its name is made only if it is wanted.
+    pub fn count(&mut self, is_there: bool, name: impl FnOnce() -> String) {
+        self.wanted += 1;
+        match is_there {
+            true => self.found += 1,
+            false => self.missing.add(name),
+        }
+    }
 }
 
 /// Some objects: how many, and the first of them.
@@ -126,6 +135,12 @@ impl Objects {
         if self.names.len() < Self::NAMED {
             self.names.push(name());
         }
+    }
+}
+
+impl Extend<String> for Objects {
+    fn extend<T: IntoIterator<Item = String>>(&mut self, names: T) {
+        names.into_iter().for_each(|name| self.add(|| name));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use kpng_core::backend::{Audit, Objects};
+use kpng_core::backend::Audit;
 use kpng_core::model::Family;
 use kpng_core::plan::{At, FrontendKey, Plan};
 use kpng_linux::ipvs::{Command, Destination, FoundDestination, Service, ServiceKey};
@@ -40,12 +40,9 @@ impl Ipvs {
             let found = table.compare(&Content { chains, elements })?;
             audit.wanted += found.wanted;
             audit.found += found.found;
-            let add = |names: Vec<String>, to: &mut Objects| {
-                names.into_iter().for_each(|name| to.add(|| name));
-            };
-            add(found.missing, &mut audit.missing);
-            add(found.differing, &mut audit.differing);
-            add(found.foreign, &mut audit.foreign);
+            audit.missing.extend(found.missing);
+            audit.differing.extend(found.differing);
+            audit.foreign.extend(found.foreign);
         }
         Ok(audit)
     }
@@ -178,21 +175,6 @@ impl Ipvs {
         match table.elements(set) {
             Err(error) if error.is_not_there() => Ok(Vec::new()),
             other => Ok(other?),
-        }
-    }
-}
-
-/// Counts a wanted object.
-trait Count {
-    fn count(&mut self, is_there: bool, name: impl FnOnce() -> String);
-}
-
-impl Count for Audit {
-    fn count(&mut self, is_there: bool, name: impl FnOnce() -> String) {
-        self.wanted += 1;
-        match is_there {
-            true => self.found += 1,
-            false => self.missing.add(name),
         }
     }
 }

@@ -125,7 +125,7 @@ impl Engine {
             }
         });
         let what = "socket for a successor";
-        successor::wait(Arc::clone(&shared), Arc::clone(&retired))
+        successor::wait(ports, Arc::clone(&shared), Arc::clone(&retired))
             .map_err(|source| Error::Socket { what, source })?;
         Ok(Self { ports, shared, runtime: Some(runtime), stop, retired })
     }

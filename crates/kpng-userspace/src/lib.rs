@@ -12,6 +12,7 @@
 
 mod activity;
 mod affinity;
+mod audit;
 mod engine;
 mod names;
 mod pipes;
@@ -33,10 +34,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kpng_core::backend::{Backend, BackendError, Capability, Gap, Metrics};
+use kpng_core::backend::{Audit, Backend, BackendError, Capability, Gap, Metrics};
 use kpng_core::model::{Family, NamespacedName};
-use kpng_core::plan::{NodeFacts, Plan, ServicePlan};
-use kpng_linux::nft::{Change, OwnedTable, owned_text};
+use kpng_core::plan::{FrontendKey, NodeFacts, Plan, ServicePlan};
+use kpng_linux::nft::{Change, Content, OwnedTable, owned_text};
 use kpng_linux::rtnetlink::Rtnetlink;
 
 use engine::{Engine, Ports};
@@ -179,11 +180,7 @@ impl Userspace {
         // The proxy knows where a connection goes before any is led to it.
         self.routes.replace(plan);
         for (family, table) in &mut self.tables {
-            let mut content = rules::content(*family, &facts, &self.config, ports);
-            for (_, service) in plan.by_importance() {
-                content.elements.extend(render::service(service, *family));
-            }
-            table.replace(&content)?;
+            table.replace(&whole(plan, *family, &self.config, ports))?;
         }
         let services = plan.services().iter().map(|(key, plan)| (key.clone(), Arc::clone(plan)));
         Ok(Written { facts, services: services.collect() })
@@ -252,6 +249,18 @@ impl Backend for Userspace {
         Ok(disturbed)
     }
 
+    fn audit(&mut self, plan: &Plan) -> Result<Option<Audit>, BackendError> {
+        Ok(Some(self.compare(plan)?))
+    }
+
+    fn holds(
+        &mut self,
+        plan: &Plan,
+        frontend: &FrontendKey,
+    ) -> Result<Option<Vec<String>>, BackendError> {
+        Ok(Some(self.describe(plan, frontend)?))
+    }
+
     fn gaps(&self) -> &'static [Gap] {
         if self.config.transparent { TRANSPARENT_GAPS } else { GAPS }
     }
@@ -282,18 +291,28 @@ impl Backend for Userspace {
 pub fn ruleset_text(plan: &Plan, config: &Config) -> String {
     let ports = Ports { tcp: 1, udp: 2 };
     let text = |family| {
-        let mut content = rules::content(family, plan.facts(), config, ports);
-        for service in plan.services().values() {
-            content.elements.extend(render::service(service, family));
-        }
-        owned_text(&names::table(family), names::sets(), &content)
+        owned_text(&names::table(family), names::sets(), &whole(plan, family, config, ports))
     };
     Family::ALL.into_iter().map(text).collect()
 }
 
+/// Everything that the table of a family shall hold.
+fn whole(plan: &Plan, family: Family, config: &Config, ports: Ports) -> Content {
+    let mut content = rules::content(family, plan.facts(), config, ports);
+    for (_, service) in plan.by_importance() {
+        content.elements.extend(render::service(service, family));
+    }
+    content
+}
+
+const TO_SERVING: &str = "connection to the process that serves this node";
+
 fn succeed() -> Result<(), Error> {
-    let what = "connection to the process that serves this node";
-    successor::succeed().map_err(|source| Error::Socket { what, source })
+    successor::succeed().map_err(|source| Error::Socket { what: TO_SERVING, source })
+}
+
+fn serving() -> Result<Option<Ports>, Error> {
+    successor::serving().map_err(|source| Error::Socket { what: TO_SERVING, source })
 }
 
 fn own_addresses() -> impl Iterator<Item = IpAddr> {

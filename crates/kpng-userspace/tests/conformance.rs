@@ -36,6 +36,8 @@ fn every_case(transparent: bool) {
         node.sync(&plan, Some(all_services(&before, &plan)));
         conformance.check(case, &network);
         assert!(!node.disturbed(), "{}: only we were here", case.name);
+        let audit = node.audit(&plan).expect("it can tell");
+        assert!(audit.is_equal() && audit.found == audit.wanted, "{}: {audit:?}", case.name);
         before = plan;
     }
     assert_eq!(conformance.finish(), [""; 0]);

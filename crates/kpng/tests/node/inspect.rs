@@ -138,6 +138,55 @@ fn a_check_tells_what_is_missing() {
 }
 
 #[test]
+fn a_check_of_the_userspace_backend_knows_the_running_proxy() {
+    let Some(network) = network() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [path, socket, dump] =
+        ["state.yaml", "admin.sock", "dump.yaml"].map(|name| folder.path().join(name));
+    write(&path, &state(&["10.180.0.1"]));
+    let node = &network.node;
+    let input = format!("--input={}", path.display());
+    let socket = format!("--admin-socket={}", socket.display());
+    let state_dir = format!("--state-dir={}", folder.path().display());
+    let flags = ["--node-name=node-a", "--cluster-cidrs=10.0.0.0/8,fd00:180::/32"];
+    let command = ["file", &input, &socket, "to-local", "to-userspacelin", &state_dir];
+    let mut running = Kpng::start(node, &[&command[..], &flags].concat());
+    running.wait_ready(node);
+    let equal = kpng(node, &["check", &socket]);
+    assert!(code(&equal) == 0 && text(&equal).starts_with("equal"), "{}", text(&equal));
+    let explained = text(&kpng(node, &["explain", &socket, "10.180.0.3", "172.30.0.1:80"]));
+    let (_, kernel) = explained.split_once("kernel\n").unwrap();
+    let element = "table ip kpng-userspace element services { 172.30.0.1 . tcp . 80 . 1 }";
+    assert!(kernel.contains(element) && !kernel.contains("missing"), "{kernel}");
+    let port = kernel.split_once("the proxy, at TCP port ").unwrap().1.trim();
+    assert!(run(node, &["ss", "-tln"]).contains(&format!("0.0.0.0:{port} ")), "{kernel}");
+
+    let delete = ["nft", "delete", "element", "ip", "kpng-userspace", "services"];
+    let delete = [&delete[..], &["{ 172.30.0.1 . tcp . 80 . 1 }"]].concat();
+    eventually("a check sees it before the process repairs it", || {
+        run(node, &delete);
+        let check = kpng(node, &["check", &socket]);
+        let seen = code(&check) == 1;
+        assert_eq!(seen, text(&check).contains(&format!("missing: 1\n  {element}")));
+        eventually("it is repaired", || code(&kpng(node, &["check", &socket])) == 0);
+        seen
+    });
+
+    // Another process sees the same, and that nobody serves once the proxy has ended.
+    write(&dump, &text(&kpng(node, &["dump", "state", &socket])));
+    let file = format!("--file={}", dump.display());
+    let check = || kpng(node, &["check", &file, "--backend=userspacelin"]);
+    assert_eq!(code(&check()), 0, "{}", text(&check()));
+    assert!(answered_by(network.pod(3), "pod1"), "a question is no reason to give way");
+    assert_eq!(code(&kpng(node, &["check", &socket])), 0);
+    assert!(running.terminate().success());
+    let differs = text(&check());
+    assert_eq!(code(&check()), 1, "{differs}");
+    assert!(differs.contains("missing: 1\n  the proxy: no process serves this node"), "{differs}");
+    assert!(differs.contains("chain from-pods"), "{differs}");
+}
+
+#[test]
 fn a_socket_is_of_one_process_and_stale_ones_are_replaced() {
     let Some(network) = network() else { return };
     let folder = tempfile::tempdir().unwrap();
