@@ -1,13 +1,17 @@
 //! Keys and values of the maps, byte by byte as `bpf/types.h` has them.
 //!
-//! Structures are written here and nowhere else. Ports are in network order, all other numbers in
-//! the machine's.
+//! Structures are written and read here and nowhere else. Ports are in network order, all other
+//! numbers in the machine's.
+
+mod read;
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use kpng_core::model::{Family, Protocol};
 use kpng_core::plan::Target;
+
+pub(crate) use read::{address_of, endpoint_of, frontend_of, frontend_text, member_of, range_of};
 
 /// A key or a value.
 pub(crate) type Bytes<const N: usize> = [u8; N];
@@ -77,17 +81,8 @@ pub(crate) fn any(family: Family) -> Address {
 
 /// The key of a frontend.
 pub(crate) fn frontend_key(at: Address, port: u16, protocol: Option<Protocol>) -> FrontendKey {
-    let protocol = protocol.map_or(0, protocol_number);
+    let protocol = protocol.map_or(0, Protocol::number);
     Writer::new().put(at).put(port.to_be_bytes()).put([protocol]).bytes
-}
-
-/// The kernel's number of a protocol.
-pub(crate) fn protocol_number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-        Protocol::Sctp => 132,
-    }
 }
 
 /// What becomes of a packet of one origin.
@@ -122,6 +117,16 @@ pub(crate) fn frontend(
     writer.put(affinity_seconds.to_ne_bytes()).put(sources.to_ne_bytes()).bytes
 }
 
+/// The key of what closes the other ports of a cluster IP.
+pub(crate) fn closed_key(ip: IpAddr) -> FrontendKey {
+    frontend_key(address(ip), 0, None)
+}
+
+/// The value of what closes the other ports of a cluster IP.
+pub(crate) fn closed() -> Frontend {
+    frontend([Choice::Reject; 3], 0, 0, 0)
+}
+
 /// The key of a target of a pool.
 pub(crate) fn target_key(pool: u32, index: u32) -> TargetKey {
     Writer::new().put(pool.to_ne_bytes()).put(index.to_ne_bytes()).bytes
@@ -145,7 +150,7 @@ pub(crate) fn peer_key(socket: u64, target: Target) -> MemberKey {
 /// The key of the frontend at this endpoint, for UDP.
 pub(crate) fn udp_frontend_key(endpoint: &Endpoint) -> FrontendKey {
     let mut key = FrontendKey::from(*endpoint);
-    key[18] = protocol_number(Protocol::Udp);
+    key[18] = Protocol::Udp.number();
     key
 }
 

@@ -17,6 +17,7 @@
 //! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 //! ```
 
+mod audit;
 mod config;
 mod dry_run;
 mod error;
@@ -33,9 +34,9 @@ mod udp;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kpng_core::backend::{Backend, BackendError, Capability, Gap, Usage};
+use kpng_core::backend::{Audit, Backend, BackendError, Capability, Gap, Usage};
 use kpng_core::model::NamespacedName;
-use kpng_core::plan::{NodeFacts, Plan, PodDetection};
+use kpng_core::plan::{FrontendKey, NodeFacts, Plan, PodDetection};
 use kpng_linux::rtnetlink::{AddressMonitor, Link, Rtnetlink};
 
 pub use config::Config;
@@ -180,6 +181,18 @@ impl Backend for Ebpf {
 
     fn disturbed(&mut self) -> Result<bool, BackendError> {
         Ok(self.keep_up()?)
+    }
+
+    fn audit(&mut self, plan: &Plan) -> Result<Option<Audit>, BackendError> {
+        Ok(Some(self.compare(plan)?))
+    }
+
+    fn holds(
+        &mut self,
+        plan: &Plan,
+        frontend: &FrontendKey,
+    ) -> Result<Option<Vec<String>>, BackendError> {
+        Ok(Some(self.describe(plan, frontend)?))
     }
 
     fn usage(&self) -> Vec<Usage> {

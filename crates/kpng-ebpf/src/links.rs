@@ -3,6 +3,7 @@
 //! An attachment that is there is kept, and gets the new program; so there is no moment without one.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +16,26 @@ use rustix::fs::{Mode, OFlags};
 use crate::object::Object;
 use crate::sys::{self, Hook};
 use crate::{Config, Error, names};
+
+/// A program, and where it shall be attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attachment {
+    pub(crate) program: &'static str,
+    pub(crate) hook: Hook,
+    /// The name of the device, for people; empty for the control group.
+    device: String,
+}
+
+/// What has become of an attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It is where it shall be.
+    Here,
+    /// Its name stands for another one, or for one that has ended.
+    Elsewhere,
+    /// Nothing has its name.
+    Missing,
+}
 
 /// The attachments of this process.
 #[derive(Debug)]
@@ -58,20 +79,12 @@ impl Links {
         devices: &[Link],
         replace: bool,
     ) -> Result<(), Error> {
-        let mut wanted = Vec::new();
-        for device in devices {
-            let programs = if device.is_ethernet() { names::ETHERNET } else { names::BARE };
-            if !device.is_loopback() {
-                wanted.push((programs.ingress, Hook::Ingress(device.index)));
-            }
-            wanted.push((programs.egress, Hook::Egress(device.index)));
-        }
         let mut kept: Vec<String> =
             names::SOCKET_HOOKS.into_iter().map(|(name, _)| name.to_owned()).collect();
-        for (program, hook) in wanted {
-            let name = pin_name(program, hook);
+        for attachment in device_attachments(devices) {
+            let (name, hook) = (attachment.name(), attachment.hook);
             kept.push(name.clone());
-            match self.attach_one(name, object.program(program), hook, replace) {
+            match self.attach_one(name, object.program(attachment.program), hook, replace) {
                 // A device may go at any time; the kernel reports that, too.
                 Err(Error::Attach { source: rustix::io::Errno::NODEV, .. }) => {}
                 other => other?,
@@ -127,6 +140,36 @@ impl Links {
             && names::link(&self.root, name).exists()
     }
 
+    /// Everything that shall be attached, given these devices.
+    pub(crate) fn wanted(&self, devices: &[Link]) -> Vec<Attachment> {
+        let sockets = names::SOCKET_HOOKS.into_iter().map(|(program, hook)| Attachment {
+            program,
+            hook: Hook::Cgroup(hook),
+            device: String::new(),
+        });
+        sockets.chain(device_attachments(devices)).collect()
+    }
+
+    /// Whether an attachment is there, whichever process made it.
+    pub(crate) fn state(&self, attachment: &Attachment) -> Result<State, Error> {
+        let path = names::link(&self.root, &attachment.name());
+        let failed = |source| Error::Pin { what: "open", path: path.clone(), source };
+        Ok(match sys::pinned(&path).map_err(failed)? {
+            None => State::Missing,
+            Some(link) if self.is_ours(&link, attachment.hook) => State::Here,
+            Some(_) => State::Elsewhere,
+        })
+    }
+
+    /// The names of attachments that are there beside these.
+    pub(crate) fn strangers(&self, wanted: &[Attachment]) -> Result<Vec<String>, Error> {
+        let wanted: Vec<_> = wanted.iter().map(Attachment::name).collect();
+        let mut names = entries(&self.root.join("links"))?;
+        names.retain(|name| !wanted.contains(name));
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// Whether all attachments are as they were made. A device's end with it, and so are none of
     /// them.
     pub(crate) fn are_intact(&self) -> bool {
@@ -134,11 +177,40 @@ impl Links {
     }
 }
 
-fn pin_name(program: &str, hook: Hook) -> String {
-    match hook {
-        Hook::Cgroup(_) => program.to_owned(),
-        Hook::Ingress(device) | Hook::Egress(device) => format!("{program}-{device}"),
+impl Attachment {
+    /// The name that it is pinned by.
+    fn name(&self) -> String {
+        match self.hook {
+            Hook::Cgroup(_) => self.program.to_owned(),
+            Hook::Ingress(device) | Hook::Egress(device) => format!("{}-{device}", self.program),
+        }
     }
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.program)?;
+        match self.hook {
+            Hook::Cgroup(_) => f.write_str(" to the control group"),
+            Hook::Ingress(_) | Hook::Egress(_) => write!(f, " to device {}", self.device),
+        }
+    }
+}
+
+/// What shall be attached to these devices.
+fn device_attachments(devices: &[Link]) -> Vec<Attachment> {
+    let mut wanted = Vec::new();
+    for device in devices {
+        let programs = if device.is_ethernet() { names::ETHERNET } else { names::BARE };
+        let mut add = |program, hook| {
+            wanted.push(Attachment { program, hook, device: device.name.clone() });
+        };
+        if !device.is_loopback() {
+            add(programs.ingress, Hook::Ingress(device.index));
+        }
+        add(programs.egress, Hook::Egress(device.index));
+    }
+    wanted
 }
 
 /// The names in a directory, none when there is no directory.

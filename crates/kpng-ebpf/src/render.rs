@@ -7,7 +7,9 @@ use std::hash::Hasher;
 
 use ipnet::IpNet;
 use kpng_core::model::{Family, NamespacedName, Protocol};
-use kpng_core::plan::{Action, At, Frontend, NodeFacts, PodDetection, PoolId, ServicePlan, Target};
+use kpng_core::plan::{
+    Action, At, Frontend, NodeFacts, PodDetection, Pool, PoolId, ServicePlan, Target,
+};
 use twox_hash::XxHash64;
 
 use crate::layout::{self, Address, Choice, FrontendKey, MemberKey, RangeKey};
@@ -31,6 +33,11 @@ pub(crate) fn service_port(key: &NamespacedName, plan: &ServicePlan, index: u16)
     }
     hash.write_u16(port.port);
     hash.finish() | SERVICE_PORT
+}
+
+/// Whether a set of members is that of a service port.
+pub(crate) fn is_service_port(set: u64) -> bool {
+    set & SERVICE_PORT != 0
 }
 
 /// The key of a frontend.
@@ -66,6 +73,11 @@ pub(crate) fn frontend_value(
     });
     let seconds = affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
     layout::frontend(choices, service_port(key, plan, frontend.service_port), seconds, sources)
+}
+
+/// A pool as frontends refer to it: its number, and how many targets it has.
+pub(crate) fn numbered(number: u32, pool: &Pool) -> (u32, u16) {
+    (number, u16::try_from(pool.targets.len()).unwrap_or(u16::MAX))
 }
 
 /// The endpoints that a UDP flow of the service may still go to.

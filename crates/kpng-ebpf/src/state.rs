@@ -152,8 +152,8 @@ impl State {
             }
         }
         let numbered = |id: kpng_core::plan::PoolId| {
-            let count = plan.pools[usize::from(id.0)].targets.len();
-            (pools[usize::from(id.0)], u16::try_from(count).unwrap_or(u16::MAX))
+            let pool = usize::from(id.0);
+            render::numbered(pools[pool], &plan.pools[pool])
         };
         let served = plan.frontends.iter().filter(|frontend| render::is_served(frontend.protocol));
         let frontends = served.map(|frontend| {
@@ -194,7 +194,7 @@ impl State {
     fn close(&mut self, old: Option<&Written>, new: Option<&Written>, changes: &mut Changes) {
         let keys = |written: Option<&Written>| -> BTreeSet<FrontendKey> {
             let ips = written.into_iter().flat_map(|written| &written.plan.cluster_ips);
-            ips.map(|ip| layout::frontend_key(layout::address(*ip), 0, None)).collect()
+            ips.map(|ip| layout::closed_key(*ip)).collect()
         };
         let (old, new) = (keys(old), keys(new));
         for key in new.difference(&old) {
@@ -202,8 +202,7 @@ impl State {
             *count += 1;
             if *count == 1 {
                 self.sizes.frontends += 1;
-                let value = layout::frontend([layout::Choice::Reject; 3], 0, 0, 0);
-                changes.frontends.insert(*key, value);
+                changes.frontends.insert(*key, layout::closed());
             }
         }
         for key in old.difference(&new) {

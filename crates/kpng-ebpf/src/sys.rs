@@ -19,6 +19,7 @@ const OBJ_GET: u32 = 7;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const MAP_DELETE_ELEM: u32 = 3;
 const MAP_GET_NEXT_KEY: u32 = 4;
+const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
 const MAP_DELETE_BATCH: u32 = 27;
 const LINK_CREATE: u32 = 28;
@@ -146,6 +147,44 @@ pub(crate) fn keys<const K: usize>(map: BorrowedFd<'_>) -> Result<Vec<[u8; K]>> 
             Err(Errno::NOENT) => return Ok(keys),
             Err(errno) => return Err(errno),
         }
+    }
+}
+
+/// Gives all elements of a map to `visit`, in batches. Elements that come or go meanwhile may be
+/// among them or not. `EINVAL` when its keys or values have other lengths.
+pub(crate) fn visit<const K: usize, const V: usize>(
+    map: BorrowedFd<'_>,
+    mut visit: impl FnMut(&[[u8; K]], &[[u8; V]]),
+) -> Result<()> {
+    const BATCH: u32 = 4096;
+    /// The kernel's place in the map is as long as a key at most.
+    const LONGEST: usize = 64;
+    assert!(K <= LONGEST, "a key of {K} bytes");
+    let (key, value, _) = map_info(map)?;
+    if (key as usize, value as usize) != (K, V) {
+        return Err(Errno::INVAL);
+    }
+    let (mut keys, mut values) = (vec![[0; K]; BATCH as usize], vec![[0; V]; BATCH as usize]);
+    let mut place: Option<[u8; LONGEST]> = None;
+    loop {
+        let mut next = [0; LONGEST];
+        let mut batch = Attributes::new().pointer(8, next.as_mut_ptr());
+        if let Some(place) = &place {
+            batch = batch.pointer(0, place);
+        }
+        batch = batch.pointer(16, keys.as_mut_ptr()).pointer(24, values.as_mut_ptr());
+        batch = batch.u32(32, BATCH).fd(36, map);
+        let outcome = batch.call(MAP_LOOKUP_BATCH);
+        let count = batch.read_u32(32) as usize;
+        match outcome {
+            Ok(_) => visit(&keys[..count], &values[..count]),
+            Err(Errno::NOENT) => {
+                visit(&keys[..count], &values[..count]);
+                return Ok(());
+            }
+            Err(errno) => return Err(errno),
+        }
+        place = Some(next);
     }
 }
 

@@ -3,14 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use aya::maps::{self, Map, MapData};
 use kpng_core::Backend;
-use kpng_core::model::Family;
-use kpng_core::plan::{Plan, Planner};
+use kpng_core::model::{Family, Protocol};
+use kpng_core::plan::{At, FrontendKey, Plan, Planner};
 use kpng_ebpf::{Config, Ebpf, GAPS};
 use kpng_linux::rtnetlink::Rtnetlink;
 use kpng_testkit::bpf::BpfPlace;
@@ -46,6 +47,8 @@ fn packets_go_where_the_plan_says() {
         let planner = plan(case);
         node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
         conformance.check(case, &network);
+        let audit = node.audit(planner.plan()).unwrap();
+        assert!(audit.is_equal() && audit.found == audit.wanted, "{}: {audit:?}", case.name);
         before = planner.plan().clone();
     }
     let wrong = conformance.finish();
@@ -173,6 +176,73 @@ fn what_others_take_away_comes_back_and_cleanup_leaves_nothing() {
     while works() {
         assert!(start.elapsed() < Duration::from_secs(5), "it still works");
     }
+}
+
+#[test]
+fn another_process_sees_what_differs_and_disturbs_nobody() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let node = OnNode::new(&network, ebpf(&place));
+    let other = OnNode::new(&network, ebpf(&place));
+    let planner = plan_of(
+        "service t/web cluster=cluster.1 lb=lb.1 ranges=client-net port=http:80:30001 affinity=60
+         slice t/web http=8080
+         pod1\npod2",
+    );
+    let audit = || other.audit(planner.plan()).unwrap();
+    let nothing = audit();
+    assert!(nothing.found == 0 && nothing.missing.count == nothing.wanted, "{nothing:?}");
+    node.sync(planner.plan(), None);
+    let all = audit();
+    assert!(all.is_equal() && all.found == all.wanted, "{all:?}");
+    assert!(all.wanted > nothing.wanted && !node.disturbed());
+
+    let at = At::Vip(address("lb.1", Family::V4));
+    let key = FrontendKey { at, protocol: Protocol::Tcp, port: 80 };
+    let holds = || other.holds(planner.plan(), key).unwrap();
+    let lines = holds();
+    assert!(!lines.iter().any(|line| line.contains("missing") || line.contains("differs")));
+    let [pod1, pod2] =
+        ["pod1", "pod2"].map(|name| SocketAddr::new(address(name, Family::V4), 8080));
+    let ends_with = |list: &str| lines.iter().any(|line| line.ends_with(list));
+    assert!(lines[0].contains(", affinity 60 s, from ranges "), "{lines:?}");
+    assert!(ends_with(&format!("{pod1} {pod2}")) && ends_with("/25"), "{lines:?}");
+
+    // Somebody deletes an element, changes one, adds one, and takes a program away.
+    let table = |name: &str| MapData::from_pin(place.pins.join("tables").join(name)).unwrap();
+    let frontends = Map::HashMap(table("frontends"));
+    let mut frontends = maps::HashMap::<_, [u8; 20], [u8; 40]>::try_from(frontends).unwrap();
+    let mut key_of_lb = [0; 20];
+    let IpAddr::V4(ip) = address("lb.1", Family::V4) else { unreachable!("it is of IPv4") };
+    key_of_lb[..16].copy_from_slice(&ip.to_ipv6_mapped().octets());
+    key_of_lb[16..19].copy_from_slice(&[0, 80, 6]);
+    let value = frontends.get(&key_of_lb, 0).unwrap();
+    frontends.remove(&key_of_lb).unwrap();
+    let missing = audit();
+    assert_eq!(missing.missing.names, [format!("frontends {ip}:80/TCP")]);
+    assert!(holds()[0].ends_with("(missing)"), "{:?}", holds());
+    let (mut shorter, mut stranger) = (value, key_of_lb);
+    shorter[32] -= 1; // seconds of affinity
+    stranger[17] = 81; // the port
+    frontends.insert(key_of_lb, shorter, 0).unwrap();
+    frontends.insert(stranger, value, 0).unwrap();
+    let targets = Map::HashMap(table("targets"));
+    let mut targets = maps::HashMap::<_, [u8; 8], [u8; 20]>::try_from(targets).unwrap();
+    let first = targets.keys().next().unwrap().unwrap();
+    targets.remove(&first).unwrap();
+    std::fs::remove_file(place.pins.join("links/kpng_connect6")).unwrap();
+    let differs = audit();
+    assert_eq!(differs.differing.names[0], format!("frontends {ip}:80/TCP"));
+    assert_eq!(differs.foreign.names, [format!("frontends {ip}:81/TCP")]);
+    let names = &differs.missing.names;
+    assert_eq!(names[0], "attachment of kpng_connect6 to the control group");
+    assert!(names.len() == 2 && names[1].starts_with("targets pool "), "{names:?}");
+    assert!(holds().iter().any(|line| line.ends_with("control group (missing)")));
+
+    // The one at work notices what is gone, and all is well again.
+    assert!(node.disturbed());
+    node.sync(planner.plan(), None);
+    assert!(audit().is_equal() && !node.disturbed());
 }
 
 #[test]

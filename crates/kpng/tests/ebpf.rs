@@ -9,7 +9,6 @@
 #[expect(dead_code, reason = "other tests use more of it")]
 mod example;
 #[path = "node/process.rs"]
-#[expect(dead_code, reason = "other tests use more of it")]
 mod process;
 
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +17,7 @@ use kpng_testkit::bpf::BpfPlace;
 use kpng_testkit::network::{Host, Network};
 
 use crate::example::{network, state, write};
-use crate::process::{Kpng, eventually, http};
+use crate::process::{Kpng, eventually, http, run};
 
 /// Both ways lead to this pod: by a socket of another pod, and by packets from outside.
 fn answers(network: &Network, pod: &str) -> bool {
@@ -68,4 +67,49 @@ fn the_data_path_outlives_the_process_until_it_is_cleaned_up() {
     assert!(cleanup.wait().success(), "{}", cleanup.log());
     assert!(!place.pins.exists());
     eventually("nobody answers", || !answers(&network, "pod1"));
+}
+
+#[test]
+fn a_check_tells_what_is_missing() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let folder = tempfile::tempdir().unwrap();
+    let [path, socket] = ["state.yaml", "admin.sock"].map(|name| folder.path().join(name));
+    write(&path, &state(&["10.180.0.1"]));
+    let input = format!("--input={}", path.display());
+    let pins = format!("--bpffs-root={}", place.pins.display());
+    let cgroup = format!("--cgroup-root={}", place.cgroup.display());
+    let socket = format!("--admin-socket={}", socket.display());
+    let flags = ["--node-name=node-a", "--cluster-cidrs=10.0.0.0/8,fd00:180::/32", &socket];
+    let command = ["file", &input, "to-local", "to-ebpf", &pins, &cgroup];
+    let running = Kpng::start(&network.node, &[&command[..], &flags].concat());
+    running.wait_ready(&network.node);
+    let kpng = env!("CARGO_BIN_EXE_kpng");
+    let check = || {
+        let line = format!("{kpng} check {socket}; echo code $?");
+        run(&network.node, &["sh", "-c", &line])
+    };
+    assert!(check().starts_with("equal") && check().ends_with("code 0\n"), "{}", check());
+    let explained = run(&network.node, &[kpng, "explain", &socket, "10.180.0.3", "172.30.0.1:80"]);
+    let (_, kernel) = explained.split_once("kernel\n").unwrap();
+    assert!(kernel.contains("frontends 172.30.0.1:80/TCP: pod pool "), "{kernel}");
+    assert!(kernel.contains(": 10.180.0.1:8080\n") && !kernel.contains("missing"), "{kernel}");
+
+    eventually("a check sees a program go before the process repairs it", || {
+        std::fs::remove_file(place.pins.join("links/kpng_connect4")).unwrap();
+        let checked = check();
+        let seen = checked.ends_with("code 1\n");
+        let missing = "missing: 1\n  attachment of kpng_connect4 to the control group";
+        assert_eq!(seen, checked.contains(missing), "{checked}");
+        eventually("it is repaired", || check().ends_with("code 0\n"));
+        seen
+    });
+    // What nobody repairs, as the kernel does not report it: a table that is gone.
+    std::fs::remove_file(place.pins.join("tables/frontends")).unwrap();
+    let checked = check();
+    assert!(checked.ends_with("code 1\n"), "{checked}");
+    for missing in ["table frontends", "frontends 172.30.0.1:80/TCP"] {
+        assert!(checked.contains(&format!("  {missing}\n")), "{checked}");
+    }
+    assert!(answers(&network, "pod1"), "a check disturbs nobody: {}", running.log());
 }
