@@ -11,6 +11,9 @@
 //!                  envelope ──▶ RawObject ──▶ wire ──▶ Converter ──▶ Batch ──▶ store::Writer
 //! ```
 //!
+//! What people should know of an object's fate is written as a Kubernetes Event, where that is asked for
+//! ([`Watcher::record_events`]).
+//!
 //! Lists are streamed by the watch itself where the server offers that, and paged otherwise.
 //!
 //! ```no_run
@@ -43,6 +46,7 @@ mod config;
 mod convert;
 mod envelope;
 mod error;
+mod events;
 mod request;
 mod selectors;
 mod stats;
@@ -55,6 +59,7 @@ pub use config::Config;
 pub use convert::{Complaint, Converter, Page};
 pub use envelope::Encoding;
 pub use error::Error;
+pub use events::{Event, Recorder, Regarding, Scope};
 pub use selectors::{Glob, NodeScope, Selection};
-pub use stats::{Counter, KindStats, RejectReason, Stats};
+pub use stats::{Counter, EventStats, KindStats, RejectReason, Stats};
 pub use watcher::Watcher;

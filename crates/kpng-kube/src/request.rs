@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use kube::Client;
 use kube::client::Body;
@@ -26,6 +26,9 @@ pub(crate) enum Failure {
     /// 410: the resource version or the continue token is too old.
     #[error("the API server no longer has the history that was asked for: {0}")]
     Gone(String),
+    /// 409: there is such an object already.
+    #[error("{0}")]
+    Conflict(String),
     /// Another 4xx: this server does not take such a request.
     #[error("the API server refuses the request: {0}")]
     Refused(String),
@@ -86,20 +89,71 @@ pub(crate) async fn get(
 ) -> Result<Opened, Failure> {
     let request = Request::get(path).header(ACCEPT, accept.header()).body(Body::empty());
     let request = request.expect("paths are made of URI characters only");
+    let (response, content_type) = send(client, request, patience).await?;
+    let encoding = Encoding::from_content_type(&content_type).ok_or_else(|| {
+        let reason = format!("the content type {content_type:?} is neither protobuf nor JSON");
+        Failure::Malformed(Error::Malformed { what: "a response", reason })
+    })?;
+    Ok(Opened { encoding, body: response.into_body() })
+}
+
+/// How an object is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Write {
+    /// `POST` to a collection.
+    Create,
+    /// `PATCH` of an object, by RFC 7396.
+    MergePatch,
+}
+
+/// Writes JSON. The response must begin, and go on, within `patience`.
+pub(crate) async fn write(
+    client: &Client,
+    what: Write,
+    path: &str,
+    json: String,
+    patience: Duration,
+) -> Result<(), Failure> {
+    let (method, content_type) = match what {
+        Write::Create => (Method::POST, "application/json"),
+        Write::MergePatch => (Method::PATCH, "application/merge-patch+json"),
+    };
+    let request = Request::builder().method(method).uri(path).header(ACCEPT, "application/json");
+    let request = request.header(CONTENT_TYPE, content_type).body(Body::from(json.into_bytes()));
+    let request = request.expect("paths are made of URI characters only");
+    let (response, _) = send(client, request, patience).await?;
+    collect(response.into_body(), patience).await.map(drop)
+}
+
+/// The metadata of what a list has, as JSON.
+pub(crate) async fn list_metadata(
+    client: &Client,
+    path: &str,
+    patience: Duration,
+) -> Result<Bytes, Failure> {
+    const METADATA: &str = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
+    let request = Request::get(path).header(ACCEPT, METADATA).body(Body::empty());
+    let request = request.expect("paths are made of URI characters only");
+    let (response, _) = send(client, request, patience).await?;
+    collect(response.into_body(), patience).await
+}
+
+/// A successful response, and its content type.
+async fn send(
+    client: &Client,
+    request: Request<Body>,
+    patience: Duration,
+) -> Result<(Response<Body>, String), Failure> {
     let sent = timeout(patience, client.send(request)).await;
     let response = sent
         .map_err(|_| Failure::Connection(format!("no answer within {patience:?}")))?
         .map_err(|error| Failure::Connection(chain(&error)))?;
     let content_type = header(&response, CONTENT_TYPE.as_str()).unwrap_or_default().to_owned();
-    let encoding = Encoding::from_content_type(&content_type);
-    if response.status() != StatusCode::OK {
+    if !response.status().is_success() {
+        let encoding = Encoding::from_content_type(&content_type);
         return Err(refusal(response, encoding, patience).await);
     }
-    let encoding = encoding.ok_or_else(|| {
-        let reason = format!("the content type {content_type:?} is neither protobuf nor JSON");
-        Failure::Malformed(Error::Malformed { what: "a response", reason })
-    })?;
-    Ok(Opened { encoding, body: response.into_body() })
+    Ok((response, content_type))
 }
 
 /// The next piece of a body; `None` at its end. Cancel safe.
@@ -160,6 +214,7 @@ impl Failure {
             StatusCode::UNAUTHORIZED => Self::Unauthorized(message),
             StatusCode::FORBIDDEN => Self::Forbidden(message),
             StatusCode::GONE => Self::Gone(message),
+            StatusCode::CONFLICT => Self::Conflict(message),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 let details = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
                 let details = u64::try_from(details).ok().filter(|&seconds| seconds > 0);

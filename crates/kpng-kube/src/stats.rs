@@ -111,6 +111,23 @@ impl KindStats {
     }
 }
 
+/// What became of Kubernetes Events.
+#[derive(Debug, Default)]
+pub struct EventStats {
+    /// Written.
+    pub written: Counter,
+    /// Not written, because another process had said the same.
+    pub said_by_others: Counter,
+    /// Counted up, because the same came again.
+    pub repeated: Counter,
+    /// Not written, for want of the right to.
+    pub refused: Counter,
+    /// Not written, because the API server did not take them.
+    pub failed: Counter,
+    /// Not written, because too many waited.
+    pub dropped: Counter,
+}
+
 /// The numbers of a watcher. Shared; all methods may be called from anywhere.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -120,6 +137,7 @@ pub struct Stats {
     /// How often the client was made anew, because credentials were refused or the server was
     /// silent.
     pub reconnects: Counter,
+    events: EventStats,
 }
 
 impl Stats {
@@ -130,6 +148,11 @@ impl Stats {
             Kind::EndpointSlices => &self.slices,
             Kind::Nodes => &self.nodes,
         }
+    }
+
+    /// What became of Kubernetes Events.
+    pub fn events(&self) -> &EventStats {
+        &self.events
     }
 
     /// The first problem of any kind.

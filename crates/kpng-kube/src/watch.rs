@@ -3,6 +3,8 @@
 //! The store is never emptied to be filled again. What is in it stays until the API server says that
 //! it is different, through any number of broken connections, restarts and lost histories.
 
+mod complaints;
+
 use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::time::{Duration, Instant};
@@ -14,7 +16,7 @@ use kube::client::Body;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::convert::{Complaint, Outcome};
+use crate::convert::Outcome;
 use crate::envelope::{self, Event, EventType, Events};
 use crate::request::{Accept, Failure, chunk, collect};
 use crate::selectors::resource;
@@ -438,35 +440,6 @@ impl KindLoop {
     fn recovered(&self, session: &Session<'_>) {
         if self.stats(session).set_problem(None) {
             info!(kind = resource(self.kind), "the API server is back");
-        }
-    }
-
-    /// Logs and counts what is wrong with an object, once per version of it.
-    fn complain(&mut self, session: &Session<'_>, complaint: Complaint) {
-        let Complaint { key, resource_version, rejected, details } = complaint;
-        let name = key.as_ref().map_or_else(|| "(unknown)".to_owned(), ToString::to_string);
-        if let Some(key) = key
-            && self.complained.insert(key, resource_version.clone()) == Some(resource_version)
-        {
-            return;
-        }
-        let (stats, kind) = (self.stats(session), resource(self.kind));
-        let details = details.join("; ");
-        match rejected {
-            Some(reason) => {
-                stats.count_rejected(reason);
-                let reason = reason.name();
-                warn!(
-                    kind,
-                    object = name,
-                    reason,
-                    "rejected, its last good state stays: {details}"
-                );
-            }
-            None => {
-                stats.left_out.add(1);
-                warn!(kind, object = name, "used without the parts that are wrong: {details}");
-            }
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! All of it is one future. Dropping it at any moment leaves a consistent store.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::convert::Converter;
+use crate::events::{self, Recorder};
 use crate::request::{self, Accept, Failure, Opened};
 use crate::selectors::Collections;
 use crate::stats::Stats;
@@ -26,6 +28,8 @@ pub struct Watcher {
     target: Mutex<Target>,
     stats: Arc<Stats>,
     timing: Timing,
+    /// Who takes Events, and who writes them.
+    events: Option<(Recorder, events::Writer)>,
 }
 
 /// What all loops write to.
@@ -98,12 +102,20 @@ impl Watcher {
         let collections = Collections::new(config.service_proxy_name.as_deref(), &config.nodes)?;
         let converter = Converter::new(config.selection.clone());
         let target = Mutex::new(Target { converter, writer });
-        Ok(Self { config, collections, target, stats: Arc::default(), timing })
+        Ok(Self { config, collections, target, stats: Arc::default(), timing, events: None })
     }
 
     /// The watcher's numbers, for metrics. They outlive it.
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.stats)
+    }
+
+    /// Writes Kubernetes Events too: about objects that are rejected, and what the recorder is told.
+    /// `instance` names this process in them, as the name of the node does.
+    pub fn record_events(&mut self, instance: &str) -> Recorder {
+        let (recorder, writer) = events::channel(instance, self.stats());
+        self.events = Some((recorder.clone(), writer));
+        recorder
     }
 
     /// Watches until `shutdown` completes; then the store is closed for its readers. Whatever the
@@ -112,28 +124,35 @@ impl Watcher {
     /// # Errors
     /// When no client can be made at the start: the kubeconfig, the server's URL or the credentials
     /// are unusable. Later the same is only a problem that may pass.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let (client, server) = self.config.client().await?;
         info!(server, "following the API server");
+        let (recorder, writer) = self.events.take().unzip();
         tokio::select! {
-            never = self.sessions(client) => match never {},
+            never = self.sessions(client, recorder.as_ref(), writer) => match never {},
             () = shutdown => Ok(()),
         }
     }
 
     /// One session after the other. A session is the life of a client.
-    async fn sessions(&self, mut client: Client) -> std::convert::Infallible {
+    async fn sessions(
+        &self,
+        mut client: Client,
+        recorder: Option<&Recorder>,
+        mut writer: Option<events::Writer>,
+    ) -> Infallible {
         let kind_loop = |kind| KindLoop::new(kind, self.timing.new_backoff());
         let [mut services, mut slices, mut nodes] = Kind::ALL.map(kind_loop);
         let mut backoff = self.timing.new_backoff();
         loop {
             let started = Instant::now();
-            let session = Session::new(self, &client);
+            let session = Session::new(self, &client, recorder);
             let reason = tokio::select! {
                 reason = services.run(&session) => reason,
                 reason = slices.run(&session) => reason,
                 reason = nodes.run(&session) => reason,
                 reason = session.probe() => reason,
+                never = write_events(writer.as_mut(), &session) => match never {},
             };
             warn!("reconnecting to the API server: {reason}");
             self.stats.reconnects.add(1);
@@ -146,6 +165,13 @@ impl Watcher {
     }
 }
 
+async fn write_events(writer: Option<&mut events::Writer>, session: &Session<'_>) -> Infallible {
+    match writer {
+        Some(writer) => writer.run(session).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// What the loops share while one client lives.
 #[derive(Debug)]
 pub(crate) struct Session<'a> {
@@ -154,6 +180,8 @@ pub(crate) struct Session<'a> {
     pub(crate) collections: &'a Collections,
     pub(crate) stats: &'a Stats,
     pub(crate) timing: &'a Timing,
+    /// Who takes Events, if somebody does.
+    pub(crate) recorder: Option<&'a Recorder>,
     /// For each kind with an open watch: when something came last.
     contacts: Mutex<[Option<Instant>; Kind::ALL.len()]>,
 }
@@ -168,15 +196,20 @@ impl std::fmt::Debug for ClientRef<'_> {
 }
 
 impl<'a> Session<'a> {
-    fn new(watcher: &'a Watcher, client: &'a Client) -> Self {
+    fn new(watcher: &'a Watcher, client: &'a Client, recorder: Option<&'a Recorder>) -> Self {
         Self {
             client: ClientRef(client),
             target: &watcher.target,
             collections: &watcher.collections,
             stats: &watcher.stats,
             timing: &watcher.timing,
+            recorder,
             contacts: Mutex::default(),
         }
+    }
+
+    pub(crate) fn client(&self) -> &'a Client {
+        self.client.0
     }
 
     /// The converter and the store. Never held across an await.

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use kpng_core::model::{NamespacedName, ServiceState, ServiceType};
 use kpng_core::store::{Batch, Kind, Reader, Store, Update};
-use kpng_kube::{Config, Converter, Encoding, Glob, NodeScope, Selection, Stats, Watcher};
+use kpng_kube::{
+    Config, Converter, Encoding, Event, Glob, NodeScope, Recorder, Regarding, Scope, Selection,
+    Stats, Watcher,
+};
 use kpng_testkit::apiserver::{ApiServer, Authorization, Options};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -18,6 +21,7 @@ struct Run {
     runtime: Runtime,
     store: Store,
     stats: Arc<Stats>,
+    recorder: Recorder,
     task: JoinHandle<Result<(), kpng_kube::Error>>,
 }
 
@@ -37,10 +41,11 @@ impl Run {
         let runtime = { runtime }.worker_threads(1).enable_all().build();
         let runtime = runtime.expect("threads can be made");
         let (writer, store) = Store::new();
-        let watcher = Watcher::new(config, writer).expect("the configuration is good");
+        let mut watcher = Watcher::new(config, writer).expect("the configuration is good");
         let stats = watcher.stats();
+        let recorder = watcher.record_events("node-a");
         let task = runtime.spawn(watcher.run(std::future::pending()));
-        Self { runtime, store, stats, task }
+        Self { runtime, store, stats, recorder, task }
     }
 
     fn next(&self, reader: &mut Reader) -> Update {
@@ -330,13 +335,78 @@ fn missing_rights_are_named_and_waited_for() {
             .starts_with("not allowed to list services: bind the ClusterRole system:node-proxier"),
         "{problem}"
     );
-    let binding = json!({
-        "metadata": {"name": "kpng"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node-proxier"},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "nobody"}],
-    });
-    server.rest().create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding);
+    bind(&server, "system:node-proxier");
     let first = run.next(&mut run.store.reader());
     assert_eq!(names(&first), ["default/kubernetes"]);
     run.until("no problem", |_| run.stats.problem().is_none());
+}
+
+/// Gives a role to whom nothing is allowed.
+fn bind(server: &ApiServer, role: &str) {
+    let group = "rbac.authorization.k8s.io";
+    let binding = json!({
+        "metadata": {"name": format!("nobody-{role}")},
+        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
+        "subjects": [{"apiGroup": group, "kind": "User", "name": "nobody"}],
+    });
+    server.rest().create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding);
+}
+
+#[test]
+fn events_need_a_right_of_their_own() {
+    let rbac = Options { authorization: Authorization::Rbac, ..Options::default() };
+    let Some(server) = ApiServer::start_with(rbac) else { return };
+    let looking = json!({
+        "metadata": {"name": "looking"},
+        "rules": [
+            {"apiGroups": [""], "resources": ["services", "nodes"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+        ],
+    });
+    server.rest().create("/apis/rbac.authorization.k8s.io/v1/clusterroles", looking);
+    bind(&server, "looking");
+    let kubeconfig = Some(server.powerless_kubeconfig_path());
+    let run = Run::start(Config { kubeconfig, ..config(&server) });
+    run.next(&mut run.store.reader());
+    let record = |name: &str, note: &str| {
+        let regarding = Regarding::Service(NamespacedName::new("default", name));
+        let (related, reason, action, scope) = (None, "Reason", "Act", Scope::Node);
+        run.recorder.record(Event {
+            regarding,
+            related,
+            reason,
+            action,
+            note: note.to_owned(),
+            scope,
+        });
+    };
+    let events = run.stats.events();
+    record("kubernetes", "a note");
+    run.until("refused", |_| events.refused.get() == 1);
+    assert_eq!(run.stats.problem(), None, "services go on");
+
+    bind(&server, "system:node-proxier");
+    run.until("written", |_| {
+        record("kubernetes", "a note");
+        sleep_a_little();
+        events.written.get() == 1
+    });
+    record("nobody", "about what is not there");
+    record("kubernetes", &"a long note ".repeat(200));
+    run.until("the long one", |_| events.written.get() == 2);
+    run.until("a repetition", |_| {
+        events.repeated.get() >= 1 || {
+            record("kubernetes", "a note");
+            sleep_a_little();
+            false
+        }
+    });
+    let list = server.rest().get("/apis/events.k8s.io/v1/namespaces/default/events");
+    let list = list["items"].as_array().unwrap();
+    let ours = list.iter().filter(|event| event["reportingInstance"] == "node-a").count();
+    assert_eq!((ours, events.failed.get(), events.dropped.get()), (2, 0, 0), "{list:#?}");
+}
+
+fn sleep_a_little() {
+    std::thread::sleep(Duration::from_millis(200));
 }

@@ -104,7 +104,9 @@ async fn follow(command: Command) -> anyhow::Result<()> {
                 Sink::ToLocal { .. } => NodeScope::Only(own_name(&local)?.to_string()),
                 Sink::ToApi(_) | Sink::ToFile(_) => NodeScope::All,
             };
-            from_cluster(Cluster::kube(kube, nodes)?, local, sink).await
+            let events_of =
+                (kube.events && sink.goes_on()).then(|| own_name(&local)).transpose()?;
+            from_cluster(Cluster::kube(kube, nodes, events_of)?, local, sink).await
         }
         Command::File { file, local, sink } => {
             if let Sink::ToFile(to) = &sink {

@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use kpng_api::address::ListenAddress;
 
 pub use api::{ApiArgs, ListenTlsArgs, ToApiArgs, WatchArgs, WatchCommand};
@@ -184,6 +184,17 @@ pub enum Sink {
     },
 }
 
+impl Sink {
+    /// Whether it does something that lasts, and is more than a look.
+    pub fn goes_on(&self) -> bool {
+        match self {
+            Self::ToApi(_) => true,
+            Self::ToFile(args) => !args.once,
+            Self::ToLocal { backend } => !backend.is_look(),
+        }
+    }
+}
+
 /// `--output`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
@@ -255,6 +266,9 @@ pub struct KubeArgs {
     /// Annotations of Nodes to keep, as globs of their keys
     #[arg(long, global = true, value_delimiter = ',', value_name = "GLOBS")]
     pub with_node_annotations: Vec<String>,
+    /// Write Kubernetes Events about Services that cannot be served as they want to be
+    #[arg(long, global = true, num_args = 0..=1, default_value_t = true, default_missing_value = "true", require_equals = true, action = ArgAction::Set, value_name = "BOOL")]
+    pub events: bool,
 }
 
 /// Flags of `file`.

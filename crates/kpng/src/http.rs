@@ -139,8 +139,18 @@ impl Server {
     /// Serves `what` on `address` from now on. A port that cannot be bound is reported and tried
     /// again until it can. Must be called inside a tokio runtime.
     pub fn start(what: impl Into<String>, address: SocketAddr, handler: Handler) -> Self {
+        Self::start_telling(what, address, handler, |_| {})
+    }
+
+    /// The same; and `tell` is called once if the port cannot be bound.
+    pub fn start_telling(
+        what: impl Into<String>,
+        address: SocketAddr,
+        handler: Handler,
+        tell: impl FnOnce(&io::Error) + Send + 'static,
+    ) -> Self {
         let what = what.into();
-        Self::spawn(handler, async move { bind_until_it_works(&what, address).await })
+        Self::spawn(handler, async move { bind_until_it_works(&what, address, tell).await })
     }
 
     /// Like [`Server::start`], but a port that cannot be bound now is an error.
@@ -291,7 +301,12 @@ async fn is_closed(closed: &mut watch::Receiver<bool>) {
 }
 
 /// The first failure is not reported: whoever had the port may just be about to let it go.
-async fn bind_until_it_works(what: &str, address: SocketAddr) -> TcpListener {
+async fn bind_until_it_works(
+    what: &str,
+    address: SocketAddr,
+    tell: impl FnOnce(&io::Error),
+) -> TcpListener {
+    let mut tell = Some(tell);
     let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(10));
     let mut failures = 0_u64;
     loop {
@@ -305,6 +320,9 @@ async fn bind_until_it_works(what: &str, address: SocketAddr) -> TcpListener {
                 failures += 1;
                 if failures == 2 {
                     tracing::error!(%address, %error, "cannot listen for {what}; trying again");
+                    if let Some(tell) = tell.take() {
+                        tell(&error);
+                    }
                 }
             }
         }

@@ -12,6 +12,7 @@ pub mod app;
 pub mod backends;
 pub mod cli;
 pub mod conntrack;
+pub mod events;
 mod gaps;
 pub mod health;
 pub mod http;

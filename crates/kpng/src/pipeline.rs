@@ -52,8 +52,13 @@ pub enum Event<'a> {
     Queued,
     /// A sync ended.
     Synced(&'a Synced<'a>),
-    /// What waited came to nothing: the plan is as it was.
-    Unchanged,
+    /// What waited came to nothing in the kernel: what the plan serves is as it was.
+    Unchanged {
+        /// What may have changed nevertheless: who wants what others have.
+        changes: &'a Changes,
+        /// How many claims to frontends are not met.
+        conflicts: usize,
+    },
     /// Somebody else changed the backend's objects; a full sync follows.
     Disturbed,
 }
@@ -163,7 +168,8 @@ impl<V: Counted> Pipeline<V> {
             let (back, outcome) = job.await.expect("planning and syncing do not panic");
             work = back;
             let Some(result) = &outcome.result else {
-                observe(&Event::Unchanged);
+                let conflicts = work.planner.conflict_count();
+                observe(&Event::Unchanged { changes: &outcome.changes, conflicts });
                 continue;
             };
             retry = match result {

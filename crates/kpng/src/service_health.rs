@@ -4,6 +4,7 @@
 //! proportional to what changed in the plan.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,6 +13,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use kpng_core::model::NamespacedName;
 use kpng_core::plan::{HealthCheck, NodeFacts, Plan};
 
+use crate::events::Events;
 use crate::health::{ProxyHealth, json_answer};
 use crate::http::{Answer, Handler, Server, at_once};
 
@@ -22,6 +24,7 @@ const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-we
 #[derive(Debug)]
 pub struct ServiceHealth {
     proxy: ProxyHealth,
+    events: Events,
     facts: Arc<NodeFacts>,
     addresses: BTreeSet<IpAddr>,
     /// What the services ask for.
@@ -45,10 +48,12 @@ struct Shown {
 }
 
 impl ServiceHealth {
-    /// Listens on nothing yet. All services are as unhealthy as `proxy` is.
-    pub fn new(proxy: ProxyHealth) -> Self {
+    /// Listens on nothing yet. All services are as unhealthy as `proxy` is. What goes wrong is told to
+    /// `events`.
+    pub fn new(proxy: ProxyHealth, events: Events) -> Self {
         Self {
             proxy,
+            events,
             facts: Arc::default(),
             addresses: BTreeSet::new(),
             checks: BTreeMap::new(),
@@ -135,6 +140,7 @@ impl ServiceHealth {
                  {key} until {owner} gives it up",
                 check.port
             );
+            self.events.health_port_taken(&key, check.port, owner);
         }
         port.claimants.push(key);
     }
@@ -148,12 +154,17 @@ impl ServiceHealth {
         };
         let local_ready = self.checks[&owner].local_ready;
         let what = format!("health checks of {owner}");
-        port.show(Shown { service: owner, local_ready });
+        port.show(Shown { service: owner.clone(), local_ready });
         port.servers.retain(|address, _| self.addresses.contains(address));
         for address in &self.addresses {
             port.servers.entry(*address).or_insert_with(|| {
                 let address = SocketAddr::new(*address, number);
-                Server::start(what.clone(), address, handler(&port.shown, &self.proxy))
+                let (events, service) = (self.events.clone(), owner.clone());
+                let tell = move |error: &io::Error| {
+                    events.health_port_failed(&service, address, error);
+                };
+                let handler = handler(&port.shown, &self.proxy);
+                Server::start_telling(what.clone(), address, handler, tell)
             });
         }
     }

@@ -10,6 +10,8 @@ mod api_server;
 mod backends;
 #[path = "node/command_line.rs"]
 mod command_line;
+#[path = "node/events.rs"]
+mod events;
 #[path = "node/example.rs"]
 mod example;
 #[path = "node/file.rs"]

@@ -183,6 +183,40 @@ fn read_line(stream: &mut impl BufRead) -> io::Result<String> {
     }
 }
 
+/// `POST path` over HTTP without TLS.
+///
+/// # Panics
+/// Unless the server agrees.
+pub(super) fn post_plainly(port: u16, path: &str, body: &str) {
+    let exchange = || {
+        let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", port))?);
+        write!(
+            stream.get_mut(),
+            "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        read_response(&mut stream)
+    };
+    let (status, answer) = exchange().unwrap_or_else(|error| panic!("POST {path}: {error}"));
+    assert_eq!(status, 200, "POST {path}: {}", String::from_utf8_lossy(&answer));
+}
+
+/// RFC 4648, with padding.
+pub(super) fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for piece in bytes.chunks(3) {
+        let mut padded = [0; 4];
+        padded[1..=piece.len()].copy_from_slice(piece);
+        let bits = u32::from_be_bytes(padded);
+        for at in 0..4 {
+            let digit = (bits >> (18 - 6 * at)) as usize % 64;
+            text.push(if at <= piece.len() { char::from(ALPHABET[digit]) } else { '=' });
+        }
+    }
+    text
+}
+
 fn malformed(line: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP: {line:?}"))
 }
@@ -205,6 +239,13 @@ mod tests {
             200,
             "abc",
         );
+    }
+
+    #[test]
+    fn base64_of_every_length() {
+        let texts = ["", "f", "fo", "foo", "foob", "fooba", "foobar"];
+        let encoded = ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"];
+        assert_eq!(texts.map(|text| base64(text.as_bytes())), encoded);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::admin::Admin;
 use crate::backends::{self, Choice};
 use crate::cli::{DetectLocalMode, LocalArgs, NodeArgs};
 use crate::conntrack::{Cleaner, Report};
+use crate::events::Events;
 use crate::gaps::GapWatch;
 use crate::health::ProxyHealth;
 use crate::kube_proxy;
@@ -84,11 +85,13 @@ pub(super) async fn run<S: Source<Value: Serve>>(
     };
     let _admin = serving::admin(local.admin_socket.as_deref(), admin).await?;
     let cleaner = Arc::new(Cleaner::new());
+    let events = Events::new(source.recorder.clone(), Arc::clone(&node), row.name);
     let mut observer = Observer {
-        service_health: ServiceHealth::new(health.clone()),
+        service_health: ServiceHealth::new(health.clone(), events.clone()),
         health: health.clone(),
         metrics: metrics.clone(),
         gaps: GapWatch::new(backend.gaps()),
+        events,
         synced,
         cleaner: row.uses_conntrack.then(|| Arc::clone(&cleaner)),
         at_first_sync: row.has_data_path.then(|| {

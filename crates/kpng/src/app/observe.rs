@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kpng_core::backend::Gap;
+use kpng_core::plan::Changes;
 use kpng_linux::memory::give_back;
 use tracing::{debug, error, info, warn};
 
 use crate::conntrack::Cleaner;
+use crate::events::Events;
 use crate::gaps::GapWatch;
 use crate::health::ProxyHealth;
 use crate::memory::LARGE_CHANGE;
@@ -21,6 +23,7 @@ pub(super) struct Observer {
     pub(super) metrics: Metrics,
     pub(super) service_health: ServiceHealth,
     pub(super) gaps: GapWatch,
+    pub(super) events: Events,
     /// Up to which revision of the store the kernel follows.
     pub(super) synced: Arc<AtomicU64>,
     /// Of those who decide what becomes of packets.
@@ -37,7 +40,10 @@ impl Observer {
                 self.health.queued();
                 self.metrics.queued();
             }
-            Event::Unchanged => self.health.synced(),
+            Event::Unchanged { changes, conflicts } => {
+                self.doubts(changes, *conflicts);
+                self.health.synced();
+            }
             Event::Disturbed => {
                 warn!("somebody else changed kpng's objects in the kernel; they are repaired");
             }
@@ -45,18 +51,25 @@ impl Observer {
         }
     }
 
+    /// What is served otherwise than somebody wanted.
+    fn doubts(&self, changes: &Changes, conflicts: usize) {
+        self.metrics.set_conflicts(conflicts);
+        for conflict in &changes.conflicts {
+            warn!("{conflict}");
+            self.events.conflict(conflict);
+        }
+        for (service, warning) in &changes.warnings {
+            warn!(%service, "{warning}");
+            self.events.planned_with(service, *warning);
+        }
+    }
+
     fn synced(&mut self, synced: &Synced<'_>) {
         let Synced { plan, changes, full, duration, .. } = *synced;
         self.metrics.changes(synced.taken.0, synced.taken.1);
         self.metrics.sync_done(full, duration, synced.result);
-        self.metrics.set_conflicts(synced.conflicts);
         self.metrics.set_usage(&synced.usage);
-        for conflict in &changes.conflicts {
-            warn!("{conflict}");
-        }
-        for (service, warning) in &changes.warnings {
-            warn!(%service, "{warning}");
-        }
+        self.doubts(changes, synced.conflicts);
         if let Err(error) = synced.result {
             error!(
                 error = &**error as &dyn std::error::Error,
@@ -65,8 +78,10 @@ impl Observer {
             return;
         }
         let changed = (!full).then_some(&changes.services[..]);
-        for (service, Gap { what, why }) in self.gaps.update(plan, changed) {
+        for (service, gap) in self.gaps.update(plan, changed) {
+            let Gap { what, why } = &gap;
             warn!(%service, "this backend cannot do {what}: {why}");
+            self.events.gap(&service, &gap);
         }
         self.metrics.set_gaps(self.gaps.counts());
         self.metrics.planned(plan, changed);

@@ -240,7 +240,7 @@ async fn pipeline(
 
 fn in_force(event: &Event<'_>) -> Option<InForce> {
     match event {
-        Event::Unchanged => Some(InForce::Unchanged),
+        Event::Unchanged { .. } => Some(InForce::Unchanged),
         Event::Synced(synced) => Some(match synced.result {
             Err(error) => InForce::Failed(error.to_string()),
             Ok(()) => InForce::Plan {

@@ -6,7 +6,7 @@ use kpng_api::client;
 use kpng_core::local::LocalService;
 use kpng_core::model::ServiceState;
 use kpng_core::store::Store;
-use kpng_kube::{Glob, NodeScope, Selection, Watcher};
+use kpng_kube::{Glob, NodeScope, Recorder, Selection, Watcher};
 use tokio::task::JoinHandle;
 
 use crate::cli::{FileArgs, KubeArgs};
@@ -25,7 +25,11 @@ pub(super) trait Source {
 /// A source of what the cluster says.
 #[derive(Debug)]
 pub(super) enum Cluster {
-    Kube(kpng_kube::Config),
+    Kube {
+        config: kpng_kube::Config,
+        /// Who we are in Kubernetes Events, if we write them.
+        events_of: Option<Arc<str>>,
+    },
     File(FileArgs),
     Api(client::Config),
 }
@@ -45,13 +49,19 @@ pub(super) struct Running<V> {
     pub(super) store: Store<V>,
     /// What the API watcher counts.
     pub(super) kube: Option<Arc<kpng_kube::Stats>>,
+    /// Who takes Kubernetes Events.
+    pub(super) recorder: Option<Recorder>,
     /// What the client of a kpng server counts.
     pub(super) client: Option<Arc<client::Stats>>,
 }
 
 impl Cluster {
-    /// The API server, and so much of its Nodes.
-    pub(super) fn kube(args: KubeArgs, nodes: NodeScope) -> anyhow::Result<Self> {
+    /// The API server, and so much of its Nodes. Events are written as `events_of`.
+    pub(super) fn kube(
+        args: KubeArgs,
+        nodes: NodeScope,
+        events_of: Option<Arc<str>>,
+    ) -> anyhow::Result<Self> {
         let globs = |patterns: &[String]| {
             patterns.iter().map(|pattern| Glob::new(pattern)).collect::<Result<Vec<_>, _>>()
         };
@@ -61,13 +71,14 @@ impl Cluster {
             node_labels: globs(&args.with_node_labels)?,
             node_annotations: globs(&args.with_node_annotations)?,
         };
-        Ok(Self::Kube(kpng_kube::Config {
+        let config = kpng_kube::Config {
             kubeconfig: args.kubeconfig,
             server: args.server,
             service_proxy_name: args.service_proxy_name,
             selection,
             nodes,
-        }))
+        };
+        Ok(Self::Kube { config, events_of })
     }
 }
 
@@ -76,11 +87,12 @@ impl Source for Cluster {
 
     fn start(self, shutdown: Shutdown) -> anyhow::Result<Running<ServiceState>> {
         let (mut writer, store) = Store::new();
-        let (mut kube, mut client) = (None, None);
+        let (mut kube, mut recorder, mut client) = (None, None, None);
         let task = match self {
-            Self::Kube(config) => {
-                let watcher = Watcher::new(config, writer)?;
+            Self::Kube { config, events_of } => {
+                let mut watcher = Watcher::new(config, writer)?;
                 kube = Some(watcher.stats());
+                recorder = events_of.map(|instance| watcher.record_events(&instance));
                 tokio::spawn(async move { Ok(watcher.run(shutdown.wait()).await?) })
             }
             Self::File(args) => tokio::spawn(async move {
@@ -94,7 +106,7 @@ impl Source for Cluster {
                 tokio::spawn(async move { Ok(run.await?) })
             }
         };
-        Ok(Running { task, store, kube, client })
+        Ok(Running { task, store, kube, recorder, client })
     }
 }
 
@@ -107,7 +119,7 @@ impl Source for Remote {
         let client = Some(Arc::clone(&stats));
         let run = client::follow_local(self.config, self.node, writer, stats, shutdown.wait());
         let task = tokio::spawn(async move { Ok(run.await?) });
-        Ok(Running { task, store, kube: None, client })
+        Ok(Running { task, store, kube: None, recorder: None, client })
     }
 }
 

@@ -59,6 +59,24 @@ pub enum Chosen {
 }
 
 impl BackendCommand {
+    /// Whether it only prints what would be written, or removes what was.
+    pub fn is_look(&self) -> bool {
+        let common = match self {
+            #[cfg(feature = "nft")]
+            Self::ToNft(args) => &args.common,
+            #[cfg(feature = "iptables")]
+            Self::ToIptables(args) => &args.common,
+            #[cfg(feature = "ebpf")]
+            Self::ToEbpf(args) => &args.common,
+            #[cfg(feature = "ipvs")]
+            Self::ToIpvs(args) => &args.common,
+            #[cfg(feature = "userspacelin")]
+            Self::ToUserspacelin(args) => &args.common,
+            Self::ToHealthchecks | Self::ToJson | Self::ToExec { .. } => return false,
+        };
+        common.dry_run || common.cleanup
+    }
+
     /// What was chosen, for a node with these flags.
     pub fn chosen(self, local: &LocalArgs) -> Chosen {
         match self {

@@ -88,6 +88,7 @@ impl Collector for Watcher {
         self.per_kind(encoder, "kpng_left_out_fields", help, |stats| stats.left_out.get())?;
         self.rejected(encoder)?;
         self.last_contact(encoder)?;
+        self.events(encoder)?;
         let help = "How often the client of the API server was made anew";
         counters(encoder, "kpng_api_reconnects", help, [(NO_LABELS, self.0.reconnects.get())])
     }
@@ -114,6 +115,21 @@ impl Watcher {
             Kind::ALL.into_iter().flat_map(|kind| RejectReason::ALL.map(|reason| of(kind, reason)));
         let help = "Objects that could not be used";
         counters(encoder, "kpng_rejected_objects", help, rejected)
+    }
+
+    fn events(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = self.0.events();
+        let outcomes = [
+            ("written", &stats.written),
+            ("said_by_others", &stats.said_by_others),
+            ("repeated", &stats.repeated),
+            ("refused", &stats.refused),
+            ("failed", &stats.failed),
+            ("dropped", &stats.dropped),
+        ];
+        let numbers = outcomes.map(|(outcome, counter)| ([("outcome", outcome)], counter.get()));
+        let help = "Kubernetes Events about Services, by what became of them";
+        counters(encoder, "kpng_kubernetes_events", help, numbers)
     }
 
     fn last_contact(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

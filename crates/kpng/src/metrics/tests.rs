@@ -78,6 +78,7 @@ fn names_and_types() {
         kpng_left_out_fields_total counter
         kpng_rejected_objects_total counter
         kpng_last_contact_timestamp_seconds gauge
+        kpng_kubernetes_events_total counter
         kpng_api_reconnects_total counter
         kpng_api_client_connected gauge
         kpng_api_client_connects_total counter
@@ -549,6 +550,12 @@ async fn a_process_without_a_node_tells_of_its_sources_and_its_server() {
         kpng_api_streams{api="local"} 0
         kpng_build_info{version="0.1.0"} 1
         kpng_k8s_api_events_total 0
+        kpng_kubernetes_events_total{outcome="dropped"} 0
+        kpng_kubernetes_events_total{outcome="failed"} 0
+        kpng_kubernetes_events_total{outcome="refused"} 0
+        kpng_kubernetes_events_total{outcome="repeated"} 0
+        kpng_kubernetes_events_total{outcome="said_by_others"} 0
+        kpng_kubernetes_events_total{outcome="written"} 0
         kpng_node_local_events_total 0
         kpng_store_nodes 1
         kpng_store_revision 1

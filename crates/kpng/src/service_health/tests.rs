@@ -37,8 +37,12 @@ fn free_port() -> u16 {
     TcpListener::bind((V4, 0)).unwrap().local_addr().unwrap().port()
 }
 
+fn nobody_to_tell() -> Events {
+    Events::new(None, NODE.into(), "none")
+}
+
 fn new() -> ServiceHealth {
-    ServiceHealth::new(ProxyHealth::new(Duration::from_secs(60)))
+    ServiceHealth::new(ProxyHealth::new(Duration::from_secs(60)), nobody_to_tell())
 }
 
 /// The answer, as soon as something listens.
@@ -167,7 +171,7 @@ async fn it_follows_local_ready_endpoints_in_both_families() {
 async fn an_unhealthy_proxy_makes_every_service_unhealthy_but_a_leaving_node_does_not() {
     let port = free_port();
     let proxy = ProxyHealth::new(Duration::ZERO);
-    let mut health = ServiceHealth::new(proxy.clone());
+    let mut health = ServiceHealth::new(proxy.clone(), nobody_to_tell());
     health.update(&plan(&[V4], &service("web", port, "pod1")), None);
     proxy.set_node_eligible(false);
     assert!(ask(V4, port).await.starts_with("HTTP/1.1 200 "));
