@@ -23,6 +23,7 @@ mod dry_run;
 mod error;
 mod layout;
 mod links;
+mod metrics;
 mod names;
 mod object;
 mod render;
@@ -34,7 +35,7 @@ mod udp;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kpng_core::backend::{Audit, Backend, BackendError, Capability, Gap, Usage};
+use kpng_core::backend::{Audit, Backend, BackendError, Capability, Gap, Metrics, Usage};
 use kpng_core::model::NamespacedName;
 use kpng_core::plan::{FrontendKey, NodeFacts, Plan, PodDetection};
 use kpng_linux::rtnetlink::{AddressMonitor, Link, Rtnetlink};
@@ -44,6 +45,7 @@ pub use dry_run::ruleset_text;
 pub use error::Error;
 
 use links::Links;
+use metrics::Gauges;
 use object::Object;
 use state::{Changes, State};
 
@@ -61,6 +63,7 @@ pub struct Ebpf {
     /// Tells when devices come and go.
     monitor: AddressMonitor,
     written: Option<Whole>,
+    gauges: Arc<Gauges>,
 }
 
 /// Everything that is in the kernel.
@@ -81,7 +84,8 @@ impl Ebpf {
         Links::open(&config)?;
         config.warn_of_shared_ports();
         let monitor = AddressMonitor::open()?;
-        Ok(Self { config, devices: Rtnetlink::open()?, monitor, written: None })
+        let (devices, gauges) = (Rtnetlink::open()?, Arc::default());
+        Ok(Self { config, devices, monitor, written: None, gauges })
     }
 
     fn sync_changed(&mut self, plan: &Plan, changed: &[NamespacedName]) -> Result<(), Error> {
@@ -132,6 +136,7 @@ impl Ebpf {
         object.set_pod_devices(&pod_devices(&facts, &devices))?;
         links.attach(&object, &self.config.chosen(devices))?;
         object.pin_tables(&self.config.root)?;
+        self.gauges.follow(object.maps());
         self.written = Some(Whole { facts, state, object, links });
         Ok(())
     }
@@ -206,6 +211,10 @@ impl Backend for Ebpf {
 
     fn gaps(&self) -> &'static [Gap] {
         GAPS
+    }
+
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        Some(Arc::<Gauges>::clone(&self.gauges) as _)
     }
 
     fn cleanup(&mut self) -> Result<(), BackendError> {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::maps::{Map, MapData};
 use aya::programs::Program;
@@ -19,11 +20,14 @@ use crate::{Config, Error, sys};
 /// What clang makes of `bpf/kpng.bpf.c`; a test compares.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/kpng.bpf.o");
 
+/// Maps by name.
+pub(crate) type Maps = BTreeMap<&'static str, OwnedFd>;
+
 /// Programs with their maps.
 #[derive(Debug)]
 pub(crate) struct Object {
     programs: BTreeMap<&'static str, OwnedFd>,
-    maps: BTreeMap<&'static str, OwnedFd>,
+    maps: Arc<Maps>,
     capacity: Sizes,
 }
 
@@ -93,7 +97,7 @@ impl Object {
         let maps = names::TABLES.into_iter().chain(STATES.iter().map(|state| state.name));
         let maps =
             maps.map(|name| Ok((name, map_fd(&ebpf, name)?))).collect::<Result<_, Error>>()?;
-        Ok(Self { programs, maps, capacity })
+        Ok(Self { programs, maps: Arc::new(maps), capacity })
     }
 
     /// How many elements the tables can hold.
@@ -109,6 +113,11 @@ impl Object {
     /// A map.
     pub(crate) fn map(&self, name: &str) -> BorrowedFd<'_> {
         self.maps[name].as_fd()
+    }
+
+    /// All maps.
+    pub(crate) fn maps(&self) -> &Arc<Maps> {
+        &self.maps
     }
 
     /// Writes changes, in the order in which packets may meet them.

@@ -156,15 +156,33 @@ pub(crate) fn visit<const K: usize, const V: usize>(
     map: BorrowedFd<'_>,
     mut visit: impl FnMut(&[[u8; K]], &[[u8; V]]),
 ) -> Result<()> {
-    const BATCH: u32 = 4096;
-    /// The kernel's place in the map is as long as a key at most.
-    const LONGEST: usize = 64;
-    assert!(K <= LONGEST, "a key of {K} bytes");
     let (key, value, _) = map_info(map)?;
     if (key as usize, value as usize) != (K, V) {
         return Err(Errno::INVAL);
     }
-    let (mut keys, mut values) = (vec![[0; K]; BATCH as usize], vec![[0; V]; BATCH as usize]);
+    batches(map, K, V, |keys, values| visit(keys.as_chunks().0, values.as_chunks().0))
+}
+
+/// How many elements a map holds now. Takes time in proportion to that.
+pub(crate) fn count(map: BorrowedFd<'_>) -> Result<usize> {
+    let (key, value, _) = map_info(map)?;
+    let (key, mut count) = (key as usize, 0);
+    batches(map, key, value as usize, |keys, _| count += keys.len() / key)?;
+    Ok(count)
+}
+
+/// Gives all keys and values, of the lengths that the map has.
+fn batches(
+    map: BorrowedFd<'_>,
+    key: usize,
+    value: usize,
+    mut visit: impl FnMut(&[u8], &[u8]),
+) -> Result<()> {
+    const BATCH: u32 = 4096;
+    /// The kernel's place in the map is as long as a key at most.
+    const LONGEST: usize = 64;
+    assert!(key <= LONGEST, "a key of {key} bytes");
+    let (mut keys, mut values) = (vec![0; key * BATCH as usize], vec![0; value * BATCH as usize]);
     let mut place: Option<[u8; LONGEST]> = None;
     loop {
         let mut next = [0; LONGEST];
@@ -175,14 +193,15 @@ pub(crate) fn visit<const K: usize, const V: usize>(
         batch = batch.pointer(16, keys.as_mut_ptr()).pointer(24, values.as_mut_ptr());
         batch = batch.u32(32, BATCH).fd(36, map);
         let outcome = batch.call(MAP_LOOKUP_BATCH);
+        if let Err(errno) = outcome
+            && errno != Errno::NOENT
+        {
+            return Err(errno);
+        }
         let count = batch.read_u32(32) as usize;
-        match outcome {
-            Ok(_) => visit(&keys[..count], &values[..count]),
-            Err(Errno::NOENT) => {
-                visit(&keys[..count], &values[..count]);
-                return Ok(());
-            }
-            Err(errno) => return Err(errno),
+        visit(&keys[..key * count], &values[..value * count]);
+        if outcome.is_err() {
+            return Ok(());
         }
         place = Some(next);
     }

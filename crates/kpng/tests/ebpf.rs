@@ -54,6 +54,18 @@ fn the_data_path_outlives_the_process_until_it_is_cleaned_up() {
     let elements = "kpng_backend_table_elements{table=\"frontends\"} 3";
     assert!(metrics.contains(elements), "{metrics}");
     assert!(metrics.contains("kpng_backend_table_capacity{table=\"targets\"} 1024"), "{metrics}");
+    let value = |name: &str, map: &str| {
+        let start = format!("kpng_ebpf_map_{name}{{map=\"{map}\"}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&start)).map(str::parse);
+        let value = value.unwrap_or_else(|| panic!("{start} is not in\n{metrics}"));
+        value.unwrap_or_else(|_| panic!("{start} is no number in\n{metrics}"))
+    };
+    // Connections came in from outside, and each has two flows.
+    let [flows, capacity, bytes]: [f64; 3] =
+        ["elements", "capacity", "bytes"].map(|name| value(name, "flows"));
+    assert!(flows >= 2.0 && capacity == f64::from(1 << 18), "{metrics}");
+    // Keys and values alone take 96 bytes.
+    assert!(bytes > 96.0 * capacity && value("bytes", "frontends") > 0.0, "{metrics}");
     assert!(kpng.terminate().success());
     assert!(answers(&network, "pod2"), "{}", kpng.log());
 
