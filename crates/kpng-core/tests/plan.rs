@@ -405,3 +405,19 @@ fn warnings_are_told_when_they_arise() {
     assert_eq!(warned(&cluster.set("web", &fields.replace("net4", "net"))), 0, "mended");
     assert_eq!(warned(&cluster.set("web", fields)), 1, "again");
 }
+
+#[test]
+fn plans_before_a_change_are_told_also_of_several_changes() {
+    let mut cluster = Cluster::new();
+    let key = name("t/web");
+    let ports = |cluster: &mut Cluster, more: &str| cluster.set("web", &format!("{OLD}{more}"));
+    let mut since_nothing = ports(&mut cluster, "");
+    assert!(since_nothing.before.is_empty(), "there was none");
+    let first = Arc::clone(&cluster.planner.plan().services()[&key]);
+    let mut since_first = ports(&mut cluster, " port=more:81");
+    assert_eq!(since_first.before[&key], first);
+    since_nothing.merge(since_first.clone());
+    assert!(since_nothing.before.is_empty() && since_nothing.services == [key.clone()]);
+    since_first.merge(cluster.delete("web"));
+    assert_eq!((since_first.before.len(), &since_first.before[&key]), (1, &first));
+}

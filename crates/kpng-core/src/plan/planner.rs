@@ -89,6 +89,8 @@ pub struct Changes {
     pub facts: bool,
     /// The services whose plans differ, sorted.
     pub services: Vec<NamespacedName>,
+    /// Their plans before, where there were any.
+    pub before: BTreeMap<NamespacedName, Arc<ServicePlan>>,
     /// How many services were planned, for those who watch the cost.
     pub planned: usize,
     /// Conflicts that arose.
@@ -102,6 +104,11 @@ impl Changes {
     pub fn merge(&mut self, later: Self) {
         self.facts |= later.facts;
         self.planned += later.planned;
+        for (key, plan) in later.before {
+            if self.services.binary_search(&key).is_err() {
+                self.before.insert(key, plan);
+            }
+        }
         self.services.extend(later.services);
         self.conflicts.extend(later.conflicts);
         self.warnings.extend(later.warnings);
@@ -213,22 +220,20 @@ impl<V: Localize> Planner<V> {
     /// What differs from before the pass. On the way a frontend may have gone back and forth.
     fn changes(&self, pass: Pass) -> Changes {
         let Pass { plans, conflicts, planned, warnings } = pass;
-        let differs = |(key, old): (NamespacedName, Option<Arc<ServicePlan>>)| {
-            (self.plan.services.get(&key) != old.as_ref()).then_some(key)
-        };
+        let (mut services, mut replaced) = (Vec::new(), BTreeMap::new());
+        for (key, old) in plans {
+            if self.plan.services.get(&key) != old.as_ref() {
+                replaced.extend(old.map(|old| (key.clone(), old)));
+                services.push(key);
+            }
+        }
         let arose = |(frontend, before): (FrontendKey, Vec<Conflict>)| {
             let now = self.conflicts_at(&frontend).into_iter();
             now.filter(move |conflict| !before.contains(conflict))
         };
         let mut conflicts: Vec<_> = conflicts.into_iter().flat_map(arose).collect();
         conflicts.sort_unstable();
-        Changes {
-            facts: false,
-            services: plans.into_iter().filter_map(differs).collect(),
-            planned,
-            conflicts,
-            warnings,
-        }
+        Changes { facts: false, services, before: replaced, planned, conflicts, warnings }
     }
 
     fn replan(&mut self, key: &NamespacedName, pass: &mut Pass) {
