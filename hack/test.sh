@@ -26,6 +26,7 @@ need flex flex
 need bison bison
 need bc bc
 need xz xz-utils
+need chromium chromium
 need go golang-go
 python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
 

@@ -17,8 +17,8 @@ use ipnet::IpNet;
 use crate::local::{Consider, Considered, Excluded, Place, PortEndpoints};
 use crate::model::{Family, NamespacedName, Node, Protocol, ServicePort};
 use crate::plan::{
-    At, Decision, Frontend, FrontendKey, List, NodeFacts, Origin, Packet, Plan, Planner,
-    PodDetection, Policy, Target, Treatment, Verdict, policies,
+    At, Decision, Frontend, FrontendKey, NodeFacts, Origin, Packet, Plan, Planner, PodDetection,
+    Policy, Target, Treatment, Verdict, policies,
 };
 use crate::store::{Change, Store, Update};
 
@@ -156,10 +156,7 @@ pub struct Match {
 impl Match {
     /// Why an endpoint may not be chosen for this packet; `None` when it may.
     pub fn exclusion(&self, endpoint: &Considered) -> Option<Excluded> {
-        match self.treatment.list {
-            List::Cluster => endpoint.not_in_cluster,
-            List::Local => endpoint.not_in_local,
-        }
+        self.treatment.list.excludes(endpoint)
     }
 }
 

@@ -40,7 +40,7 @@ use tracing::debug;
 use crate::backends::Choice;
 use crate::cli::{DumpWhat, Output};
 use crate::http::{self, JSON, TEXT};
-use crate::inspect::{Checked, Inspect, Pieces, Subject};
+use crate::inspect::{Checked, Explained, Inspect, Pieces, Subject};
 use crate::node_facts::Interfaces;
 
 pub use client::ask;
@@ -146,37 +146,54 @@ impl<V: Inspect> Admin<V> {
     }
 
     fn reply(&self, question: &Question) -> anyhow::Result<Reply> {
-        let subject = self.subject()?;
         Ok(match question {
             Question::Explain { output, .. } => {
-                let query = question.query(&subject.here)?;
-                let explained = subject.explain(&query, true)?;
+                let explained = self.explain(question)?;
                 Reply::of(*output, explained.to_string(), || explained.json())
             }
             Question::Dump(what) => {
                 let content_type = if *what == DumpWhat::Services { JSON } else { TEXT };
-                let (status, pieces) = (StatusCode::OK, subject.dump(*what)?);
+                let (status, pieces) = (StatusCode::OK, self.subject()?.dump(*what)?);
                 Reply { status, content_type, pieces }
             }
             Question::Check(output) => {
-                let checked = self.check(subject)?;
+                let checked = self.check()?;
                 let reply = Reply::of(*output, checked.to_string(), || checked.json());
                 Reply { status: checked.status(), ..reply }
             }
         })
     }
 
+    /// Why something happens to the packet that `question` is about. It looks into the kernel too, so it
+    /// blocks.
+    ///
+    /// # Errors
+    /// When something is not known yet, or the question is about no packet.
+    pub(crate) fn explain(&self, question: &Question) -> anyhow::Result<Explained> {
+        let subject = self.subject()?;
+        subject.explain(&question.query(&subject.here)?, true)
+    }
+
+    /// What is known of the node now.
+    ///
+    /// # Errors
+    /// When that is nothing.
+    pub(crate) fn facts(&self) -> anyhow::Result<NodeFacts> {
+        let facts = self.facts.borrow().clone();
+        facts.context("kpng does not know the node yet; try again in a moment")
+    }
+
     /// The process as it is now.
     fn subject(&self) -> anyhow::Result<Subject<V>> {
-        let facts = self.facts.borrow().clone();
-        let facts = facts.context("kpng does not know the node yet; try again in a moment")?;
+        let facts = self.facts()?;
         let addresses = Interfaces::read()?.addresses.into_iter().map(|own| own.address).collect();
         let here = Here { node: Arc::clone(&self.node), facts, addresses };
         Ok(Subject { store: self.store.clone(), here, choice: Arc::clone(&self.choice) })
     }
 
     /// A difference counts when what is planned was in force before.
-    fn check(&self, mut subject: Subject<V>) -> anyhow::Result<Checked> {
+    fn check(&self) -> anyhow::Result<Checked> {
+        let mut subject = self.subject()?;
         let mut patience = PATIENCE;
         loop {
             let settled = self.synced.load(Ordering::Acquire) == self.store.revision();

@@ -339,9 +339,12 @@ pub struct ServingArgs {
     /// Where /healthz, /livez and /readyz are served; empty for nowhere
     #[arg(long, global = true, default_value = "0.0.0.0:10256", value_parser = healthz_address, value_name = "ADDR:PORT")]
     pub healthz_bind_address: BindAddress,
-    /// Where /metrics is served; empty for nowhere
+    /// Where /metrics is served, and the page (--web); empty for nowhere
     #[arg(long, global = true, default_value = "127.0.0.1:10249", value_parser = metrics_address, value_name = "ADDR:PORT")]
     pub metrics_bind_address: BindAddress,
+    /// Serve a page for people at the address of the metrics
+    #[arg(long, global = true, num_args = 0..=1, default_value_t = true, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub web: bool,
     /// End when one of these addresses cannot be bound, instead of trying again
     #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub bind_address_hard_fail: bool,

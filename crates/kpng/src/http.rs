@@ -30,7 +30,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use blocking::Blocking;
-pub(crate) use query::{encode, parameters};
+pub(crate) use query::{decode, encode, parameters};
 
 /// What is answered.
 pub type Answer = Response<String>;

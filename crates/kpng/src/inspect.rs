@@ -25,6 +25,8 @@ use crate::sinks::json;
 
 pub use check::Checked;
 pub use explain::Explained;
+pub(crate) use explain::{considered_json, exclusion_json, hints_json, traffic_policy};
+pub(crate) use plan::facts as facts_text;
 
 /// What a store can hold for each Service, where it can be asked about.
 pub trait Inspect: Consider {
@@ -137,6 +139,6 @@ impl<V: Inspect> Subject<V> {
     }
 }
 
-fn not_complete() -> anyhow::Error {
+pub(crate) fn not_complete() -> anyhow::Error {
     anyhow!("kpng has not got the complete state of the cluster yet; try again in a moment")
 }

@@ -28,6 +28,7 @@ mod rfc3339;
 pub mod service_health;
 pub mod signals;
 pub mod sinks;
+pub mod web;
 
 #[cfg(feature = "ebpf")]
 pub use kpng_ebpf;

@@ -58,6 +58,8 @@ pub enum Event<'a> {
         changes: &'a Changes,
         /// How many claims to frontends are not met.
         conflicts: usize,
+        /// Everything up to this revision of the store was planned.
+        revision: Revision,
     },
     /// Somebody else changed the backend's objects; a full sync follows.
     Disturbed,
@@ -168,8 +170,8 @@ impl<V: Counted> Pipeline<V> {
             let (back, outcome) = job.await.expect("planning and syncing do not panic");
             work = back;
             let Some(result) = &outcome.result else {
-                let conflicts = work.planner.conflict_count();
-                observe(&Event::Unchanged { changes: &outcome.changes, conflicts });
+                let (changes, conflicts) = (&outcome.changes, work.planner.conflict_count());
+                observe(&Event::Unchanged { changes, conflicts, revision: outcome.revision });
                 continue;
             };
             retry = match result {

@@ -8,6 +8,8 @@
 mod api_server;
 #[path = "node/backends.rs"]
 mod backends;
+#[path = "node/browser.rs"]
+mod browser;
 #[path = "node/command_line.rs"]
 mod command_line;
 #[path = "node/events.rs"]
@@ -24,3 +26,5 @@ mod ipvs;
 mod process;
 #[path = "node/remote.rs"]
 mod remote;
+#[path = "node/web.rs"]
+mod web;

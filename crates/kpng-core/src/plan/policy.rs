@@ -3,6 +3,7 @@
 //! Routes follow from it, so what an explanation names as the reason is the reason.
 
 use super::Origin;
+use crate::local::{Considered, Excluded};
 use crate::model::TrafficPolicy;
 
 /// What a frontend is to its Service.
@@ -55,6 +56,14 @@ impl List {
         match self {
             Self::Cluster => "cluster",
             Self::Local => "local",
+        }
+    }
+
+    /// Why an endpoint is not in it; `None` when it is.
+    pub fn excludes(self, endpoint: &Considered) -> Option<Excluded> {
+        match self {
+            Self::Cluster => endpoint.not_in_cluster,
+            Self::Local => endpoint.not_in_local,
         }
     }
 }

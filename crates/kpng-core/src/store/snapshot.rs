@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Revision, Store, Update};
+use super::{Change, Revision, Store, Update};
 use crate::model::{NamespacedName, Node, ServiceState};
 
 /// Everything that a store holds, as of one revision.
@@ -39,6 +39,21 @@ impl<V: PartialEq> Store<V> {
 }
 
 impl<V> Snapshot<V> {
+    /// What a reader would be told that has seen nothing.
+    pub fn into_update(self) -> Update<V> {
+        fn new<K, T>((key, value): (K, Arc<T>)) -> (K, Change<T>) {
+            (key, Change { old: None, new: Some(value) })
+        }
+        Update {
+            revision: self.revision,
+            full: true,
+            complete: true,
+            services: self.services.into_iter().map(new).collect(),
+            nodes: self.nodes.into_iter().map(new).collect(),
+            triggered: None,
+        }
+    }
+
     fn take(&mut self, page: Update<V>) {
         self.revision = page.revision;
         if page.full {

@@ -48,36 +48,37 @@ impl Question {
         }
         let bad = |text: String| (StatusCode::BAD_REQUEST, format!("{text}; {ADVICE}"));
         let parameters = parameters(uri.query().unwrap_or_default());
-        let find = |name: &str| parameters.iter().find(|(key, _)| key == name);
-        let get = |name: &str| find(name).map(|(_, value)| value.as_str());
-        let output = match get("output") {
-            Some(output) => Output::from_str(output, true).map_err(bad)?,
-            None => Output::Text,
-        };
         match uri.path() {
-            "/explain" => {
-                let need = |name| get(name).ok_or_else(|| bad(format!("{name} is not given")));
-                let destination: IpAddr =
-                    need("destination")?.parse().map_err(|error| bad(format!("{error}")))?;
-                let port = need("port")?;
-                let protocol = get("protocol").unwrap_or("TCP");
-                let destination = match destination {
-                    IpAddr::V4(ip) => format!("{ip}:{port}/{protocol}"),
-                    IpAddr::V6(ip) => format!("[{ip}]:{port}/{protocol}"),
-                };
-                Ok(Self::Explain {
-                    source: need("source")?.parse().map_err(bad)?,
-                    interface: get("interface").map(Arc::from),
-                    destination: destination.parse().map_err(bad)?,
-                    output,
-                })
-            }
-            "/check" => Ok(Self::Check(output)),
+            "/explain" => Self::explain(&parameters).map_err(bad),
+            "/check" => Ok(Self::Check(output(&parameters).map_err(bad)?)),
             path => match path.strip_prefix("/dump/").map(|what| DumpWhat::from_str(what, false)) {
                 Some(Ok(what)) => Ok(Self::Dump(what)),
                 _ => Err((StatusCode::NOT_FOUND, format!("there is no {path}; {ADVICE}"))),
             },
         }
+    }
+
+    /// The question about a packet that the parameters of a URL describe.
+    ///
+    /// # Errors
+    /// What is wrong with them, for people.
+    pub fn explain(parameters: &[(String, String)]) -> Result<Self, String> {
+        let need = |name| get(parameters, name).ok_or_else(|| format!("{name} is not given"));
+        let address = need("destination")?;
+        let destination: IpAddr =
+            address.parse().map_err(|error| format!("destination {address:?}: {error}"))?;
+        let port = need("port")?;
+        let protocol = get(parameters, "protocol").unwrap_or("TCP");
+        let destination = match destination {
+            IpAddr::V4(ip) => format!("{ip}:{port}/{protocol}"),
+            IpAddr::V6(ip) => format!("[{ip}]:{port}/{protocol}"),
+        };
+        Ok(Self::Explain {
+            source: need("source")?.parse()?,
+            interface: get(parameters, "interface").map(Arc::from),
+            destination: destination.parse()?,
+            output: output(parameters)?,
+        })
     }
 
     /// The path and query of the question's URL.
@@ -133,6 +134,17 @@ impl Question {
         };
         let interface = interface.clone();
         Ok(Query { source, interface, destination: address, protocol, port })
+    }
+}
+
+fn get<'a>(parameters: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+fn output(parameters: &[(String, String)]) -> Result<Output, String> {
+    match get(parameters, "output") {
+        Some(output) => Output::from_str(output, true),
+        None => Ok(Output::Text),
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::admin::Admin;
-use crate::backends::{self, Choice};
+use crate::backends::{self, Choice, Row};
 use crate::cli::{DetectLocalMode, LocalArgs, NodeArgs};
 use crate::conntrack::{Cleaner, Report};
 use crate::events::Events;
@@ -25,6 +25,7 @@ use crate::node_setup::{self, ConntrackConfig};
 use crate::pipeline::Pipeline;
 use crate::service_health::ServiceHealth;
 use crate::signals::Shutdown;
+use crate::web::{Board, Web};
 
 use super::observe::Observer;
 use super::serving::{self, Beside, Serve};
@@ -71,7 +72,6 @@ pub(super) async fn run<S: Source<Value: Serve>>(
         server: api.stats(),
         backend: backend.metrics(),
     });
-    let _probes = serving::probes(&local.serving, &health, metrics.handler(row.mode))?;
     let api = api.serve(&store);
 
     let (facts, facts_receiver) = watch::channel(None);
@@ -83,6 +83,10 @@ pub(super) async fn run<S: Source<Value: Serve>>(
         choice,
         synced: Arc::clone(&synced),
     };
+    let (process, board) = (admin.clone(), Board::default());
+    let web = Web { process, board: board.clone(), source: source.tells(), health: health.clone() };
+    let pages = serving::pages(&local.serving, web, metrics.handler(row.mode));
+    let _probes = serving::probes(&local.serving, &health, pages)?;
     let _admin = serving::admin(local.admin_socket.as_deref(), admin).await?;
     let cleaner = Arc::new(Cleaner::new());
     let events = Events::new(source.recorder.clone(), Arc::clone(&node), row.name);
@@ -92,13 +96,10 @@ pub(super) async fn run<S: Source<Value: Serve>>(
         metrics: metrics.clone(),
         gaps: GapWatch::new(backend.gaps()),
         events,
+        board,
         synced,
         cleaner: row.uses_conntrack.then(|| Arc::clone(&cleaner)),
-        at_first_sync: row.has_data_path.then(|| {
-            // It may take a while, and whatever comes of it is in the log.
-            let work = move || take_over(row.name, replace_kube_proxy);
-            Box::new(move || drop(tokio::task::spawn_blocking(work))) as _
-        }),
+        at_first_sync: at_first_sync(row, replace_kube_proxy),
     };
     let pipeline = Pipeline {
         reader: store.reader(),
@@ -222,6 +223,12 @@ fn conntrack_cleaned(result: &kpng_linux::Result<Report>, metrics: &Metrics) {
             warn!(error, "cannot end dead UDP flows; trying again");
         }
     }
+}
+
+/// What follows when our rules are in force. It may take a while, and whatever comes of it is in the log.
+fn at_first_sync(row: Row, replace_kube_proxy: bool) -> Option<Box<dyn FnOnce()>> {
+    let work = move || take_over(row.name, replace_kube_proxy);
+    row.has_data_path.then(|| Box::new(move || drop(tokio::task::spawn_blocking(work))) as _)
 }
 
 /// Our rules are in force: what others left for the same purpose goes.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kpng_core::backend::Gap;
 use kpng_core::plan::Changes;
+use kpng_core::store::Revision;
 use kpng_linux::memory::give_back;
 use tracing::{debug, error, info, warn};
 
@@ -16,6 +17,7 @@ use crate::memory::LARGE_CHANGE;
 use crate::metrics::Metrics;
 use crate::pipeline::{Event, Synced};
 use crate::service_health::ServiceHealth;
+use crate::web::Board;
 
 /// Tells everybody.
 pub(super) struct Observer {
@@ -24,6 +26,7 @@ pub(super) struct Observer {
     pub(super) service_health: ServiceHealth,
     pub(super) gaps: GapWatch,
     pub(super) events: Events,
+    pub(super) board: Board,
     /// Up to which revision of the store the kernel follows.
     pub(super) synced: Arc<AtomicU64>,
     /// Of those who decide what becomes of packets.
@@ -35,13 +38,15 @@ pub(super) struct Observer {
 impl Observer {
     /// Takes note of an event.
     pub(super) fn observe(&mut self, event: &Event<'_>) {
+        self.board.observe(event);
         match event {
             Event::Queued => {
                 self.health.queued();
                 self.metrics.queued();
             }
-            Event::Unchanged { changes, conflicts } => {
+            Event::Unchanged { changes, conflicts, revision } => {
                 self.doubts(changes, *conflicts);
+                self.in_force(*revision);
                 self.health.synced();
             }
             Event::Disturbed => {
@@ -64,6 +69,12 @@ impl Observer {
         }
     }
 
+    /// The kernel follows up to this revision of the store.
+    fn in_force(&self, revision: Revision) {
+        self.metrics.set_synced_revision(revision);
+        self.synced.store(revision, Ordering::Release);
+    }
+
     fn synced(&mut self, synced: &Synced<'_>) {
         let Synced { plan, changes, full, duration, .. } = *synced;
         self.metrics.changes(synced.taken.0, synced.taken.1);
@@ -84,9 +95,9 @@ impl Observer {
             self.events.gap(&service, &gap);
         }
         self.metrics.set_gaps(self.gaps.counts());
+        self.board.set_gaps(self.gaps.counts());
         self.metrics.planned(plan, changed);
-        self.metrics.set_synced_revision(synced.revision);
-        self.synced.store(synced.revision, Ordering::Release);
+        self.in_force(synced.revision);
         if let Some(triggered) = synced.triggered {
             self.metrics.programmed(triggered, plan, &changes.services);
         }

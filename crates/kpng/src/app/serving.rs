@@ -23,6 +23,7 @@ use crate::inspect::Inspect;
 use crate::memory;
 use crate::metrics::{self, Counted, Sources};
 use crate::signals::Shutdown;
+use crate::web::Web;
 
 use super::source::{Cluster, Source};
 
@@ -49,6 +50,11 @@ impl Serve for LocalService {
     async fn serve(server: Server, store: Store<Self>, shutdown: impl Future<Output = ()> + Send) {
         server.run_local(store, shutdown).await;
     }
+}
+
+/// What is served at the address of the metrics: they, and the page where the flags say so.
+pub(super) fn pages<V: Serve>(serving: &ServingArgs, web: Web<V>, metrics: Handler) -> Handler {
+    if serving.web { web.handler(metrics) } else { metrics }
 }
 
 /// Serves health and metrics where the flags say.

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use crate::cli::{FileArgs, KubeArgs};
 use crate::metrics::Counted;
 use crate::signals::Shutdown;
+use crate::web;
 
 /// A source that has not begun.
 pub(super) trait Source {
@@ -124,6 +125,11 @@ impl Source for Remote {
 }
 
 impl<V: PartialEq> Running<V> {
+    /// What tells how it does.
+    pub(super) fn tells(&self) -> web::Source {
+        web::Source { kube: self.kube.clone(), client: self.client.clone() }
+    }
+
     /// Runs `sink` until it ends, or until the source has failed.
     pub(super) async fn beside(
         mut self,

@@ -1,9 +1,11 @@
-//! The query of a URL: names and values, percent-encoded (RFC 3986, section 2.1).
+//! The query of a URL: names and values, percent-encoded (RFC 3986, section 2.1), where browsers write
+//! blanks as plus signs.
 
 /// The names and values of a query, decoded, in order.
 pub(crate) fn parameters(query: &str) -> Vec<(String, String)> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     let split = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let decode = |text: &str| decode(&text.replace('+', " "));
     split.map(|(key, value)| (decode(key), decode(value))).collect()
 }
 
@@ -17,7 +19,8 @@ pub(crate) fn encode(text: &str) -> String {
     text.bytes().map(encode).collect()
 }
 
-fn decode(text: &str) -> String {
+/// Decodes what is percent-encoded. What only looks so stays as it is.
+pub(crate) fn decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use kpng_core::backend::Capability;
 use kpng_core::explain::{Explanation, Finding, Match, Outcome};
-use kpng_core::local::{Considered, HintUse};
+use kpng_core::local::{Considered, Excluded, HintUse, Hints};
 use kpng_core::model::{Protocol, TrafficPolicy};
 use kpng_core::plan::Plan;
 use serde_json::{Value, json};
@@ -119,10 +119,7 @@ fn frontend_json(found: &Match, outcome: &Outcome) -> Value {
         "port": &*port.name,
         "kind": policy.kind.name(),
         "field": policy.kind.field(),
-        "trafficPolicy": match policy.traffic {
-            TrafficPolicy::Cluster => "Cluster",
-            TrafficPolicy::Local => "Local",
-        },
+        "trafficPolicy": traffic_policy(policy.traffic),
         "sources": sources.map(|s| s.iter().map(ToString::to_string).collect::<Vec<_>>()),
         "admitted": admitted,
         "affinitySeconds": affinity.map(|time| time.as_secs()),
@@ -132,18 +129,44 @@ fn frontend_json(found: &Match, outcome: &Outcome) -> Value {
         value["masquerade"] = reason(treatment.masquerade.name(), &treatment.masquerade);
     }
     if let Some(hints) = found.endpoints.hints {
-        let name = |usage| match usage {
-            HintUse::Applied => "applied",
-            HintUse::Incomplete => "incomplete",
-            HintUse::NotForUs => "not-for-us",
-        };
-        value["hints"] = json!({ "forNodes": name(hints.nodes), "forZones": name(hints.zones) });
+        value["hints"] = hints_json(hints);
     }
     value
 }
 
+/// Kubernetes' name.
+pub(crate) fn traffic_policy(policy: TrafficPolicy) -> &'static str {
+    match policy {
+        TrafficPolicy::Cluster => "Cluster",
+        TrafficPolicy::Local => "Local",
+    }
+}
+
+/// What becomes of hints.
+pub(crate) fn hints_json(hints: Hints) -> Value {
+    let name = |usage| match usage {
+        HintUse::Applied => "applied",
+        HintUse::Incomplete => "incomplete",
+        HintUse::NotForUs => "not-for-us",
+    };
+    json!({ "forNodes": name(hints.nodes), "forZones": name(hints.zones) })
+}
+
 fn endpoint_json(found: &Match, endpoint: &Considered) -> Value {
     let exclusion = found.exclusion(endpoint);
+    let mut value = considered_json(endpoint);
+    value["mayBeChosen"] = json!(exclusion.is_none());
+    value["reason"] = exclusion.map(exclusion_json).into();
+    value
+}
+
+/// Why an endpoint may not be chosen.
+pub(crate) fn exclusion_json(why: Excluded) -> Value {
+    reason(why.name(), &why)
+}
+
+/// What is known of an endpoint, whatever becomes of it.
+pub(crate) fn considered_json(endpoint: &Considered) -> Value {
     let conditions = endpoint.conditions;
     let names = |names: &[std::sync::Arc<str>]| names.iter().map(ToString::to_string).collect();
     let (zones, nodes): (Vec<_>, Vec<_>) =
@@ -151,8 +174,6 @@ fn endpoint_json(found: &Match, endpoint: &Considered) -> Value {
     json!({
         "address": endpoint.address,
         "port": endpoint.port,
-        "mayBeChosen": exclusion.is_none(),
-        "reason": exclusion.map(|why| reason(why.name(), &why)),
         "slice": endpoint.slice.as_deref(),
         "pod": endpoint.pod,
         "node": endpoint.node.as_deref(),

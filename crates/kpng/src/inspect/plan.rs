@@ -18,7 +18,8 @@ pub(super) fn text(plan: &Plan) -> Pieces {
     Box::new(std::iter::once(head).chain(services))
 }
 
-fn facts(facts: &NodeFacts) -> String {
+/// What plans depend on beside Services.
+pub(crate) fn facts(facts: &NodeFacts) -> String {
     let NodeFacts {
         pods,
         primary_ips,

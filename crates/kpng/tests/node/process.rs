@@ -97,12 +97,17 @@ impl Drop for Kpng {
 
 /// The answer to a GET request on the host's loopback; `None` when nobody listens.
 pub(crate) fn http(host: &Host, port: u16, path: &str) -> Option<String> {
-    let path = path.to_owned();
+    http_by_name(host, port, "localhost", path)
+}
+
+/// The same, of a client that calls the host `name`.
+pub(crate) fn http_by_name(host: &Host, port: u16, name: &str, path: &str) -> Option<String> {
+    let [name, path] = [name, path].map(str::to_owned);
     host.run(move || {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: kpng\r\nConnection: close\r\n\r\n").ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         Some(answer)
