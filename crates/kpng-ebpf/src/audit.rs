@@ -58,7 +58,7 @@ impl Ebpf {
 
     /// Compares the attachments of programs.
     fn compare_attachments(&mut self, audit: &mut Audit) -> Result<(), Error> {
-        let links = Links::open(&self.config)?;
+        let mut links = Links::open(&self.config)?;
         let devices = self.config.chosen(self.devices.links()?);
         let wanted = links.wanted(&devices);
         for attachment in &wanted {

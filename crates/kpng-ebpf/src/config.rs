@@ -17,6 +17,8 @@ pub struct Config {
     /// The devices at which packets are served: names, or prefixes of names with `+` behind. Empty
     /// means all that are up and belong to no bridge or bond.
     pub devices: Vec<String>,
+    /// How programs are attached to devices.
+    pub attach: Attach,
     /// The source ports of masqueraded connections. Nobody else may use them: they are to be outside
     /// of `net.ipv4.ip_local_port_range` and of node ports.
     pub snat_ports: RangeInclusive<u16>,
@@ -28,12 +30,25 @@ pub struct Config {
     pub peers: u32,
 }
 
+/// How programs are attached to devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attach {
+    /// By what the kernel has, the first of these.
+    #[default]
+    Auto,
+    /// By tcx (Linux 6.6), beside the programs of others.
+    Tcx,
+    /// By filters of the qdisc `clsact`, beside those of others. It is added where it is not.
+    Clsact,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             root: "/sys/fs/bpf/kpng".into(),
             cgroup_root: None,
             devices: Vec::new(),
+            attach: Attach::Auto,
             snat_ports: 61_000..=65_535,
             flows: 1 << 18,
             affinities: 1 << 16,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use aya::EbpfError;
 use aya::programs::ProgramError;
+use kpng_linux::rtnetlink::FilterPlace;
 use rustix::io::Errno;
 
 /// What can go wrong. Every error names the object.
@@ -71,13 +72,40 @@ pub enum Error {
         name: &'static str,
     },
     /// A program cannot be attached.
-    #[error("cannot attach {name}: devices take Linux 6.6 or newer")]
+    #[error("cannot attach {name}: by tcx, devices take Linux 6.6 or newer")]
     Attach {
         /// The name of the attachment.
         name: String,
         /// Why.
         #[source]
         source: Errno,
+    },
+    /// A filter cannot be set.
+    #[error(
+        "cannot attach {name} by a filter: it takes CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF"
+    )]
+    Filter {
+        /// The program.
+        name: String,
+        /// Why.
+        #[source]
+        source: kpng_linux::Error,
+    },
+    /// A filter of somebody else is where ours shall be.
+    #[error("the {place} is {name:?}, which is not ours: give it another priority")]
+    Occupied {
+        /// Where it is.
+        place: FilterPlace,
+        /// Its name.
+        name: String,
+    },
+    /// A device has the qdisc `ingress`, which has no filters for packets that leave.
+    #[error(
+        "device {device} has the qdisc ingress: replace it by clsact, which can do what it can"
+    )]
+    OtherQdisc {
+        /// Its index.
+        device: u32,
     },
     /// A map cannot be read or written.
     #[error("cannot {what} map {name}")]
@@ -104,4 +132,16 @@ pub enum Error {
         #[source]
         source: Errno,
     },
+}
+
+impl Error {
+    /// What could not be done was for a device that is not there any more.
+    pub(crate) fn is_of_gone_device(&self) -> bool {
+        let errno = match self {
+            Self::Attach { source, .. } => Some(*source),
+            Self::Filter { source, .. } => source.errno(),
+            _ => None,
+        };
+        errno == Some(Errno::NODEV)
+    }
 }

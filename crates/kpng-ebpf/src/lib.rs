@@ -21,6 +21,7 @@ mod audit;
 mod config;
 mod dry_run;
 mod error;
+mod filters;
 mod layout;
 mod links;
 mod metrics;
@@ -32,6 +33,7 @@ mod state;
 mod sys;
 mod udp;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,10 +42,11 @@ use kpng_core::model::NamespacedName;
 use kpng_core::plan::{FrontendKey, NodeFacts, Plan, PodDetection};
 use kpng_linux::rtnetlink::{AddressMonitor, Link, Rtnetlink};
 
-pub use config::Config;
+pub use config::{Attach, Config};
 pub use dry_run::ruleset_text;
 pub use error::Error;
 
+use filters::Filters;
 use links::Links;
 use metrics::Gauges;
 use object::Object;
@@ -219,6 +222,10 @@ impl Backend for Ebpf {
 
     fn cleanup(&mut self) -> Result<(), BackendError> {
         self.written = None;
-        Ok(root::remove(&self.config.root)?)
+        // The marks of our qdiscs go with the names.
+        let filters = Filters::open(self.config.root.clone())
+            .and_then(|mut filters| filters.retain(&BTreeSet::new()));
+        let names = root::remove(&self.config.root);
+        Ok(filters.and(names)?)
     }
 }

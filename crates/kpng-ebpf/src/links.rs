@@ -1,8 +1,9 @@
-//! Attachments: programs to a control group and to devices, each pinned under a name of its own.
+//! Attachments: programs to a control group and to devices, each pinned under a name of its own, or, on
+//! kernels without tcx, set as a filter of a device.
 //!
 //! An attachment that is there is kept, and gets the new program; so there is no moment without one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -12,10 +13,13 @@ use std::path::{Path, PathBuf};
 
 use kpng_linux::rtnetlink::Link;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use tracing::info;
 
+use crate::filters::{self, Filters};
 use crate::object::Object;
 use crate::sys::{self, Hook};
-use crate::{Config, Error, names};
+use crate::{Attach, Config, Error, names};
 
 /// A program, and where it shall be attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +48,19 @@ pub(crate) struct Links {
     cgroup: OwnedFd,
     /// The control group's number.
     cgroup_id: u64,
-    /// By the name of the pin.
-    attached: BTreeMap<String, (Hook, OwnedFd)>,
+    /// How devices are attached to.
+    attach: Attach,
+    filters: Filters,
+    /// By name.
+    attached: BTreeMap<String, (Hook, Held)>,
+}
+
+/// What holds an attachment.
+#[derive(Debug)]
+enum Held {
+    Link(OwnedFd),
+    /// A filter, and the number of its program.
+    Filter(u32),
 }
 
 impl Links {
@@ -60,7 +75,9 @@ impl Links {
         let cgroup =
             rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
         let cgroup_id = fs::metadata(&path).map_err(failed)?.ino();
-        Ok(Self { root: config.root.clone(), cgroup, cgroup_id, attached: BTreeMap::new() })
+        let (root, filters) = (config.root.clone(), Filters::open(config.root.clone())?);
+        let (attach, attached) = (config.attach, BTreeMap::new());
+        Ok(Self { root, cgroup, cgroup_id, attach, filters, attached })
     }
 
     /// Attaches the programs everywhere, or puts them into the place of those that are attached.
@@ -79,22 +96,60 @@ impl Links {
         devices: &[Link],
         replace: bool,
     ) -> Result<(), Error> {
-        let mut kept: Vec<String> =
+        self.filters.look_again();
+        let mut kept: BTreeSet<String> =
             names::SOCKET_HOOKS.into_iter().map(|(name, _)| name.to_owned()).collect();
         for attachment in device_attachments(devices) {
-            let (name, hook) = (attachment.name(), attachment.hook);
-            kept.push(name.clone());
-            match self.attach_one(name, object.program(attachment.program), hook, replace) {
+            match self.attach_device(&attachment, object.program(attachment.program), replace) {
                 // A device may go at any time; the kernel reports that, too.
-                Err(Error::Attach { source: rustix::io::Errno::NODEV, .. }) => {}
+                Err(error) if error.is_of_gone_device() => {}
                 other => other?,
             }
+            kept.insert(attachment.name());
         }
         self.attached.retain(|name, _| kept.contains(name));
+        let held = self.attached.values();
+        let places = held.filter(|(_, held)| matches!(held, Held::Filter(_)));
+        let places = places.filter_map(|(hook, _)| filters::place_of(*hook)).collect();
+        let is_link = |name: &String| matches!(self.attached.get(name), Some((_, Held::Link(_))));
         let directory = self.root.join("links");
-        for name in entries(&directory)?.into_iter().filter(|name| !kept.contains(name)) {
-            unpin(&directory.join(name))?;
+        for name in entries(&directory)? {
+            if !is_link(&name) && names::qdisc_device(&name).is_none() {
+                unpin(&directory.join(name))?;
+            }
         }
+        self.filters.retain(&places)
+    }
+
+    /// Attaches a program to a device, by tcx or by a filter.
+    fn attach_device(
+        &mut self,
+        attachment: &Attachment,
+        program: BorrowedFd<'_>,
+        replace: bool,
+    ) -> Result<(), Error> {
+        let (name, hook) = (attachment.name(), attachment.hook);
+        if self.attach != Attach::Clsact {
+            match self.attach_one(name.clone(), program, hook, replace) {
+                Err(Error::Attach { source: Errno::INVAL, .. }) if self.attach == Attach::Auto => {
+                    info!("the kernel has no tcx: programs are attached to devices by filters");
+                    self.attach = Attach::Clsact;
+                }
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    self.attach = Attach::Tcx;
+                    return Ok(());
+                }
+            }
+        }
+        if !replace && self.is_attached(&name, hook) {
+            return Ok(());
+        }
+        let Some(place) = filters::place_of(hook) else { return Ok(()) };
+        self.filters.attach(place, attachment.program, program)?;
+        let id = sys::program_id(program)
+            .map_err(|source| Error::Attach { name: name.clone(), source })?;
+        self.attached.insert(name, (hook, Held::Filter(id)));
         Ok(())
     }
 
@@ -106,26 +161,29 @@ impl Links {
         replace: bool,
     ) -> Result<(), Error> {
         let path = names::link(&self.root, &name);
-        if !replace && self.attached.contains_key(&name) && self.is_attached(&name, hook) {
+        if !replace && self.is_attached(&name, hook) {
             return Ok(());
         }
         let failed = |source| Error::Attach { name: name.clone(), source };
         let found =
-            sys::pinned(&path).unwrap_or(None).or_else(|| Some(self.attached.remove(&name)?.1));
+            sys::pinned(&path).unwrap_or(None).or_else(|| match self.attached.remove(&name) {
+                Some((_, Held::Link(link))) => Some(link),
+                _ => None,
+            });
         if let Some(link) = found.filter(|link| self.is_ours(link, hook))
             && sys::replace(link.as_fd(), program).is_ok()
         {
             if !path.exists() {
                 sys::pin(link.as_fd(), &path).map_err(failed)?;
             }
-            self.attached.insert(name, (hook, link));
+            self.attached.insert(name, (hook, Held::Link(link)));
             return Ok(());
         }
         let link = sys::attach(program, hook, self.cgroup.as_fd()).map_err(failed)?;
         // The new one is attached already when the old one goes.
         unpin(&path)?;
         sys::pin(link.as_fd(), &path).map_err(failed)?;
-        self.attached.insert(name, (hook, link));
+        self.attached.insert(name, (hook, Held::Link(link)));
         Ok(())
     }
 
@@ -134,10 +192,18 @@ impl Links {
         info.is_some_and(|info| hook.is_of(info, self.cgroup_id))
     }
 
-    fn is_attached(&self, name: &str, hook: Hook) -> bool {
-        let link = self.attached.get(name);
-        link.is_some_and(|(_, link)| self.is_ours(link, hook))
-            && names::link(&self.root, name).exists()
+    fn is_attached(&mut self, name: &str, hook: Hook) -> bool {
+        match self.attached.get(name) {
+            Some((_, Held::Link(link))) => {
+                self.is_ours(link, hook) && names::link(&self.root, name).exists()
+            }
+            Some((_, Held::Filter(id))) => {
+                let place = filters::place_of(hook);
+                let found = place.map(|place| self.filters.program(place));
+                found.is_some_and(|found| found.is_ok_and(|found| found == Some(*id)))
+            }
+            None => false,
+        }
     }
 
     /// Everything that shall be attached, given these devices.
@@ -151,11 +217,14 @@ impl Links {
     }
 
     /// Whether an attachment is there, whichever process made it.
-    pub(crate) fn state(&self, attachment: &Attachment) -> Result<State, Error> {
+    pub(crate) fn state(&mut self, attachment: &Attachment) -> Result<State, Error> {
         let path = names::link(&self.root, &attachment.name());
         let failed = |source| Error::Pin { what: "open", path: path.clone(), source };
         Ok(match sys::pinned(&path).map_err(failed)? {
-            None => State::Missing,
+            None => match filters::place_of(attachment.hook) {
+                Some(place) if self.filters.program(place)?.is_some() => State::Here,
+                _ => State::Missing,
+            },
             Some(link) if self.is_ours(&link, attachment.hook) => State::Here,
             Some(_) => State::Elsewhere,
         })
@@ -165,15 +234,17 @@ impl Links {
     pub(crate) fn strangers(&self, wanted: &[Attachment]) -> Result<Vec<String>, Error> {
         let wanted: Vec<_> = wanted.iter().map(Attachment::name).collect();
         let mut names = entries(&self.root.join("links"))?;
-        names.retain(|name| !wanted.contains(name));
+        names.retain(|name| !wanted.contains(name) && names::qdisc_device(name).is_none());
         names.sort_unstable();
         Ok(names)
     }
 
     /// Whether all attachments are as they were made. A device's end with it, and so are none of
     /// them.
-    pub(crate) fn are_intact(&self) -> bool {
-        self.attached.iter().all(|(name, (hook, _))| self.is_attached(name, *hook))
+    pub(crate) fn are_intact(&mut self) -> bool {
+        let hooks = self.attached.iter().map(|(name, (hook, _))| (name.clone(), *hook));
+        let hooks: Vec<_> = hooks.collect();
+        hooks.iter().all(|(name, hook)| self.is_attached(name, *hook))
     }
 }
 

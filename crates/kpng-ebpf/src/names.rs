@@ -1,7 +1,8 @@
 //! Everything that is named in the kernel and belongs to this backend.
 //!
-//! All of it is below one directory of a BPF file system; nothing is known by other marks, so what
-//! others pin or attach cannot be taken for ours.
+//! All of it is below one directory of a BPF file system, but for filters on kernels without tcx, which
+//! have a place and a name of their own. Nothing is known by other marks, so what others pin or attach
+//! cannot be taken for ours.
 
 use std::path::{Path, PathBuf};
 
@@ -53,6 +54,12 @@ pub(crate) const ETHERNET: DevicePrograms =
 pub(crate) const BARE: DevicePrograms =
     DevicePrograms { ingress: "kpng_ip_ingress", egress: "kpng_ip_egress" };
 
+/// The priority of our filters among those of a device: before those to which `tc` gives one itself (from
+/// 49152 down), which may let packets pass that we have to see, and after those that want to be first.
+pub(crate) const FILTER_PRIORITY: u16 = 27;
+/// Their number among filters of that priority.
+pub(crate) const FILTER_HANDLE: u32 = 0x6b70;
+
 /// The directories below the backend's own.
 pub(crate) const DIRECTORIES: [&str; 3] = ["maps", "tables", "links"];
 
@@ -69,4 +76,16 @@ pub(crate) fn table(root: &Path, name: &str) -> PathBuf {
 /// Where the attachment of a program is pinned.
 pub(crate) fn link(root: &Path, name: &str) -> PathBuf {
     root.join("links").join(name)
+}
+
+const QDISC: &str = "clsact-";
+
+/// What is pinned while the qdisc of a device is ours.
+pub(crate) fn qdisc(root: &Path, device: u32) -> PathBuf {
+    link(root, &format!("{QDISC}{device}"))
+}
+
+/// The device whose qdisc this name among attachments is the mark of.
+pub(crate) fn qdisc_device(name: &str) -> Option<u32> {
+    name.strip_prefix(QDISC)?.parse().ok()
 }

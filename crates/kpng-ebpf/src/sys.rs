@@ -287,6 +287,12 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> Result<Option<LinkInfo>> {
     })
 }
 
+/// The kernel's number of a program.
+pub(crate) fn program_id(program: BorrowedFd<'_>) -> Result<u32> {
+    let info = info::<64>(program)?;
+    Ok(u32::from_ne_bytes(info[4..8].try_into().expect("four bytes")))
+}
+
 /// The length of a map's keys and values, and how many elements it holds at most.
 pub(crate) fn map_info(map: BorrowedFd<'_>) -> Result<(u32, u32, u32)> {
     let info = info::<80>(map)?;

@@ -12,13 +12,13 @@ use aya::maps::{self, Map, MapData};
 use kpng_core::Backend;
 use kpng_core::model::{Family, Protocol};
 use kpng_core::plan::{At, FrontendKey, Plan, Planner};
-use kpng_ebpf::{Config, Ebpf, GAPS};
+use kpng_ebpf::{Attach, Config, Ebpf, GAPS};
 use kpng_linux::rtnetlink::Rtnetlink;
 use kpng_testkit::bpf::BpfPlace;
 use kpng_testkit::cases::CASES;
 use kpng_testkit::conformance::{Conformance, OnNode, all_services, network, plan, plan_of};
 use kpng_testkit::fixture::address;
-use kpng_testkit::network::{Host, Outcome};
+use kpng_testkit::network::{Host, Network, Outcome};
 use rustix::net::{AddressFamily, SocketType, socket};
 
 fn config(place: &BpfPlace) -> Config {
@@ -29,16 +29,34 @@ fn config(place: &BpfPlace) -> Config {
     }
 }
 
-fn ebpf(place: &BpfPlace) -> impl FnOnce() -> Box<dyn Backend> + Send + 'static {
-    let config = config(place);
+fn ebpf(place: &BpfPlace) -> impl FnOnce() -> Box<dyn Backend> + Send + use<> {
+    attached(place, Attach::Auto)
+}
+
+/// The same with filters instead of tcx, as on older kernels.
+fn by_filters(place: &BpfPlace) -> impl FnOnce() -> Box<dyn Backend> + Send + use<> {
+    attached(place, Attach::Clsact)
+}
+
+fn attached(place: &BpfPlace, attach: Attach) -> impl FnOnce() -> Box<dyn Backend> + Send + use<> {
+    let config = Config { attach, ..config(place) };
     move || Box::new(Ebpf::open(config).unwrap())
 }
 
 #[test]
 fn packets_go_where_the_plan_says() {
+    every_case(Attach::Auto);
+}
+
+#[test]
+fn packets_go_where_the_plan_says_by_filters() {
+    every_case(Attach::Clsact);
+}
+
+fn every_case(attach: Attach) {
     let Some(network) = network() else { return };
     let place = BpfPlace::new(&network);
-    let node = OnNode::new(&network, ebpf(&place));
+    let node = OnNode::new(&network, attached(&place, attach));
     let mut before = Plan::default();
     node.sync(&before, None);
     let mut conformance = Conformance::new(GAPS);
@@ -243,6 +261,118 @@ fn another_process_sees_what_differs_and_disturbs_nobody() {
     assert!(node.disturbed());
     node.sync(planner.plan(), None);
     assert!(audit().is_equal() && !node.disturbed());
+}
+
+/// Runs a program on the node; gives what it prints.
+fn run(network: &Network, words: &[&str]) -> String {
+    let words: Vec<_> = words.iter().map(|&word| word.to_owned()).collect();
+    network.node.run(move || {
+        #[expect(clippy::disallowed_methods, reason = "the kernel's own tools are the oracle")]
+        let output = std::process::Command::new(&words[0]).args(&words[1..]).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    })
+}
+
+#[test]
+fn filters_live_beside_those_of_others_and_follow_devices() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let node_runs = |line: &str| run(&network, &line.split(' ').collect::<Vec<_>>());
+    let qdiscs = || node_runs("tc qdisc show");
+    let before = qdiscs();
+    // Theirs, which lets all packets pass, on a device of which the qdisc is theirs too.
+    node_runs("tc qdisc add dev eth0 clsact");
+    for (priority, direction) in [("1", "ingress"), ("27", "ingress"), ("100", "egress")] {
+        let add = ["tc", "filter", "add", "dev", "eth0", direction, "prio", priority];
+        run(&network, &[&add[..], &["bpf", "bytecode", "1,6 0 0 0,"]].concat());
+    }
+    let filters = |device: &str| {
+        ["ingress", "egress"]
+            .map(|direction| run(&network, &["tc", "filter", "show", "dev", device, direction]))
+    };
+    let (their_filters, their_qdiscs) = (filters("eth0"), qdiscs());
+
+    let planner = web("pod1");
+    let works = || {
+        let pod = network.pod(3).tcp(None, at("cluster.1", Family::V4, 80));
+        let client = network.client.tcp(None, at("node", Family::V6, 30001));
+        pod.answered_by().is_some() && client.answered_by().is_some()
+    };
+    let node = OnNode::new(&network, by_filters(&place));
+    node.sync(planner.plan(), None);
+    assert!(works() && !node.disturbed());
+    let attached = filters("eth0");
+    assert!(attached[0].contains("kpng_ingress direct-action"), "{}", attached[0]);
+    assert!(attached[1].contains("kpng_egress direct-action"), "{}", attached[1]);
+    assert!(qdiscs().contains("clsact ffff: dev veth-pod1"), "{}", qdiscs());
+
+    // Filters that somebody deletes come back.
+    node_runs("tc qdisc del dev veth-pod1 clsact");
+    assert!(node.disturbed());
+    assert_eq!(node.audit(planner.plan()).unwrap().missing.count, 2);
+    node.sync(planner.plan(), None);
+    assert!(!node.disturbed() && node.audit(planner.plan()).unwrap().is_equal());
+
+    // A device that comes is followed, one that goes takes its filters with it.
+    node_runs("ip link add new type bridge");
+    node_runs("ip link set new up");
+    assert!(!node.disturbed());
+    assert!(filters("new")[1].contains("kpng_egress"), "{:?}", filters("new"));
+    node_runs("ip link set new down");
+    assert!(!node.disturbed());
+    assert!(!qdiscs().contains("clsact ffff: dev new"), "{}", qdiscs());
+    node_runs("ip link delete new");
+    assert!(!node.disturbed() && works());
+
+    // Another process by tcx takes over, and back again.
+    let by_tcx = OnNode::new(&network, ebpf(&place));
+    by_tcx.sync(planner.plan(), None);
+    assert_eq!((filters("eth0"), qdiscs()), (their_filters.clone(), their_qdiscs.clone()));
+    assert!(works() && !by_tcx.disturbed());
+    let node = OnNode::new(&network, by_filters(&place));
+    node.sync(planner.plan(), None);
+    let links = files(&place.pins.join("links"));
+    assert!(!links.iter().any(|link| link.ends_with("kpng_ingress-2")), "{links:?}");
+    assert!(works() && !node.disturbed() && node.audit(planner.plan()).unwrap().is_equal());
+
+    node.cleanup();
+    assert_eq!((filters("eth0"), qdiscs()), (their_filters, their_qdiscs));
+    node_runs("tc qdisc del dev eth0 clsact");
+    assert_eq!(qdiscs(), before);
+    assert!(!place.pins.exists());
+}
+
+#[test]
+fn a_restart_by_filters_loses_no_packet() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let planner = web("pod1");
+    let mut node = OnNode::new(&network, by_filters(&place));
+    node.sync(planner.plan(), None);
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut asked = 0;
+            while !ends.load(Ordering::Relaxed) {
+                let outcome = network.client.tcp(None, at("node", Family::V4, 30001));
+                assert!(outcome.answered_by().is_some(), "{outcome:?} after {asked}");
+                asked += 1;
+                std::thread::sleep(Duration::from_millis(3));
+            }
+            asked
+        });
+        let (start, mut restarts) = (Instant::now(), 0);
+        while start.elapsed() < Duration::from_secs(4) {
+            node = OnNode::new(&network, by_filters(&place));
+            node.sync(planner.plan(), None);
+            restarts += 1;
+        }
+        ends.store(true, Ordering::Relaxed);
+        let asked = client.join().unwrap();
+        assert!(asked > 100 && restarts > 3, "{asked} {restarts}");
+    });
+    node.cleanup();
 }
 
 #[test]

@@ -1,15 +1,17 @@
-//! Links, addresses, routes and rules (rtnetlink).
+//! Links, addresses, routes, rules and filters (rtnetlink).
 //!
 //! Everything happens in the network namespace of the thread that opened the socket, whichever
 //! thread uses it later. Links are named by their index: a name can change hands.
 
 mod address;
+mod filter;
 mod link;
 mod monitor;
 mod route;
 mod rule;
 
 pub use address::InterfaceAddress;
+pub use filter::{BpfFilter, Direction, FilterPlace};
 pub use link::Link;
 pub use monitor::{AddressChange, AddressMonitor};
 pub use route::{NextHop, Route};

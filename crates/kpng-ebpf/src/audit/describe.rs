@@ -63,7 +63,7 @@ impl Ebpf {
 
     /// Where programs are attached, and where they are not but shall be.
     fn attachments(&mut self) -> Result<Vec<String>, Error> {
-        let links = Links::open(&self.config)?;
+        let mut links = Links::open(&self.config)?;
         let devices = self.config.chosen(self.devices.links()?);
         let (mut attached, mut lines) = (0, Vec::new());
         let wanted = links.wanted(&devices);

@@ -235,6 +235,9 @@ pub struct EbpfArgs {
     /// [default: all that are up and belong to no bridge]
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     pub devices: Vec<String>,
+    /// How programs are attached to devices
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
+    pub attach: Attach,
     /// Source ports of masqueraded connections, which nobody else may use
     #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535", value_parser = port_range)]
     pub snat_ports: std::ops::RangeInclusive<u16>,
@@ -250,9 +253,33 @@ impl EbpfArgs {
             root: self.bpffs_root,
             cgroup_root: self.cgroup_root,
             devices: self.devices,
+            attach: self.attach.into(),
             snat_ports: self.snat_ports,
             flows: self.flows,
             ..kpng_ebpf::Config::default()
+        }
+    }
+}
+
+/// `--attach`
+#[cfg(feature = "ebpf")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Attach {
+    /// By what the kernel has, tcx before clsact.
+    Auto,
+    /// By tcx, which Linux has since 6.6.
+    Tcx,
+    /// By filters of the qdisc clsact.
+    Clsact,
+}
+
+#[cfg(feature = "ebpf")]
+impl From<Attach> for kpng_ebpf::Attach {
+    fn from(attach: Attach) -> Self {
+        match attach {
+            Attach::Auto => Self::Auto,
+            Attach::Tcx => Self::Tcx,
+            Attach::Clsact => Self::Clsact,
         }
     }
 }
