@@ -153,7 +153,7 @@ impl Set {
             Self::ServiceCidrs => (daddr(), Data::None, "addresses of services"),
         };
         let interval = matches!(self, Self::SourceRanges | Self::PodCidrs | Self::ServiceCidrs);
-        SetDef { name: self.name(), key, data, interval, dynamic: None, comment }
+        SetDef { name: self.name(), key, data, interval, dynamic: None, counted: false, comment }
     }
 }
 

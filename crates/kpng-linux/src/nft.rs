@@ -30,7 +30,7 @@ pub use model::{
 };
 pub use monitor::Monitor;
 pub use owned::{Change, Comparison, Content, OwnedTable, owned_text};
-pub use read::{FoundChain, FoundRule, FoundSet, FoundTable};
+pub use read::{FoundChain, FoundRule, FoundSet, FoundTable, Taken};
 
 /// Netlink message types of nf_tables, without the subsystem (`NFT_MSG_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -76,7 +76,7 @@ pub(crate) fn from(mut key: Vec<Field>, origin: Origin) -> Vec<Field> {
 pub(crate) fn sets() -> Vec<SetDef> {
     let set = |name, key: Vec<Field>, interval, comment| {
         let (data, dynamic) = (Data::None, None);
-        SetDef { name, key, data, interval, dynamic, comment }
+        SetDef { name, key, data, interval, dynamic, counted: false, comment }
     };
     let vips = |name, comment| set(name, from(vip_key(), Origin::Pod), false, comment);
     let ports = |name, comment| set(name, from(node_port_key(), Origin::Pod), false, comment);

@@ -8,14 +8,19 @@ use std::fmt;
 
 use super::expression::{put_rule, put_verdict};
 use super::model::{Chain, Data, Element, Field, Rule, SetDef, Table, TableFamily, Value};
-use super::{Message, userdata};
+use super::{Message, Taken, userdata};
 use crate::error::{Error, Result};
 use crate::netlink::{MessageBuf, Protocol, RECEIVE_BUFFER, Socket, messages};
 
 /// Elements are cut in lists of this many bytes at most; an attribute holds 65,531.
 const ELEMENTS_PER_LIST: usize = 60_000;
 
+/// The counters of so many deleted elements are asked for at most, in one batch: all answers have to fit
+/// the receive buffer, which is small in a user namespace.
+const MAX_TAKEN: usize = 1000;
+
 const NLM_F_ACK: u16 = 0x4;
+const NLM_F_ECHO: u16 = 0x8;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 const BATCH_BEGIN: u16 = 0x10;
@@ -32,6 +37,7 @@ pub struct Batch {
     what: Vec<What>,
     next_set_id: u32,
     elements: usize,
+    taken: usize,
 }
 
 /// What a message does to which object.
@@ -54,7 +60,7 @@ impl Batch {
         m.begin(BATCH_BEGIN, 0);
         m.put_raw(&header(0, super::SUBSYSTEM));
         let what = vec![What { verb: "begin", object: "the transaction".to_owned() }];
-        Self { m, what, next_set_id: 1, elements: 0 }
+        Self { m, what, next_set_id: 1, elements: 0, taken: 0 }
     }
 
     /// Nothing is in it.
@@ -167,6 +173,9 @@ impl Batch {
             });
         }
         m.put_bytes(13, &userdata::of_set(table.family, set));
+        if set.counted {
+            m.nest(17, put_counter);
+        }
     }
 
     /// Deletes a set that nothing refers to, with its elements.
@@ -187,7 +196,8 @@ impl Batch {
         self.put_elements(Message::NewElements, table, set, elements, "add");
     }
 
-    /// Deletes elements, which must be there.
+    /// Deletes elements, which must be there. What those of a counted set had counted is in the answer,
+    /// see [`Nftables::commit_and_take`].
     pub fn delete_elements<'e>(
         &mut self,
         table: &Table,
@@ -213,20 +223,31 @@ impl Batch {
         elements: impl IntoIterator<Item = &'e Element>,
         verb: &'static str,
     ) {
-        let flags = if message == Message::NewElements { NLM_F_CREATE } else { 0 };
         let mut elements = elements.into_iter().peekable();
         while elements.peek().is_some() {
+            let takes = set.counted && self.taken < MAX_TAKEN;
+            let flags = match message {
+                Message::NewElements => NLM_F_CREATE,
+                _ if takes => NLM_F_ECHO,
+                _ => 0,
+            };
+            let before = self.elements;
             self.begin(message, flags, table, verb, format_args!("elements of {}", set.name));
             self.m.put_str(1, &table.name);
             self.m.put_str(2, set.name);
             let list = self.m.open(3);
+            let room = if flags == NLM_F_ECHO { MAX_TAKEN - self.taken } else { usize::MAX };
             while self.m.payload_len(&list) < ELEMENTS_PER_LIST
+                && self.elements - before < room
                 && let Some(element) = elements.next()
             {
                 put_element(&mut self.m, table.family, set, element);
                 self.elements += 1;
             }
             self.m.close(list);
+            if flags == NLM_F_ECHO {
+                self.taken += self.elements - before;
+            }
         }
     }
 
@@ -278,6 +299,12 @@ fn put_element(m: &mut MessageBuf, family: TableFamily, set: &SetDef, element: &
     }
 }
 
+/// The expression of a counter.
+fn put_counter(m: &mut MessageBuf) {
+    m.put_str(1, "counter");
+    m.nest(2, |_| {});
+}
+
 /// A key of one field is not padded to whole registers.
 fn unpadded<'k>(family: TableFamily, set: &SetDef, key: &'k [u8]) -> &'k [u8] {
     match set.key[..] {
@@ -305,6 +332,7 @@ pub(super) struct SetShape {
     pub(super) key_type: u32,
     pub(super) key_len: u32,
     pub(super) data: Option<(u32, u32)>,
+    pub(super) counted: bool,
 }
 
 impl SetShape {
@@ -332,7 +360,7 @@ impl SetShape {
             flags |= Self::MAP;
         }
         let (key_type, key_len) = (types(family, &set.key), length(family, &set.key));
-        Self { flags, key_type, key_len, data }
+        Self { flags, key_type, key_len, data, counted: set.counted }
     }
 }
 
@@ -402,9 +430,19 @@ impl Nftables {
     ///
     /// # Errors
     /// [`Error::Kernel`] that names the first object that the kernel refused.
-    pub fn commit(&mut self, mut batch: Batch) -> Result<()> {
+    pub fn commit(&mut self, batch: Batch) -> Result<()> {
+        self.commit_and_take(batch).map(drop)
+    }
+
+    /// Makes all changes of `batch`, or none, and tells what the elements had counted that were deleted
+    /// from counted sets: of those that there were too many of, nothing.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] that names the first object that the kernel refused.
+    pub fn commit_and_take(&mut self, mut batch: Batch) -> Result<Vec<Taken>> {
+        let mut taken = Vec::new();
         if batch.is_empty() {
-            return Ok(());
+            return Ok(taken);
         }
         batch.m.change_flags(NLM_F_ACK, 0);
         batch.m.begin(BATCH_END, 0);
@@ -422,13 +460,13 @@ impl Nftables {
                     Some(Err(refusal)) => {
                         failure.get_or_insert_with(|| refused(&batch.what, index, refusal));
                     }
-                    None => {}
+                    None => taken.extend(Taken::of(&message).into_iter().flatten()),
                 }
             }
         }
         match failure {
             Some(failure) => Err(failure),
-            None if acknowledged => Ok(()),
+            None if acknowledged => Ok(taken),
             None => Err(Error::NoAnswer { what }),
         }
     }

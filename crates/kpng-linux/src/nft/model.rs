@@ -23,6 +23,11 @@ impl TableFamily {
         }
     }
 
+    /// The family with the kernel's number `number`.
+    pub(super) fn of_number(number: u8) -> Option<Self> {
+        [Self::Ip, Self::Ip6].into_iter().find(|family| family.number() == number)
+    }
+
     /// nft's name.
     pub fn name(self) -> &'static str {
         match self {
@@ -93,6 +98,9 @@ pub struct SetDef {
     pub interval: bool,
     /// `flags dynamic,timeout`, with the largest number of elements: rules add elements.
     pub dynamic: Option<u32>,
+    /// `counter`: each element counts the packets that were found by it, but not in a look-up that asks
+    /// whether something is not in the set.
+    pub counted: bool,
     /// What it is for.
     pub comment: &'static str,
 }

@@ -58,6 +58,35 @@ impl FoundSet {
     }
 }
 
+/// What an element had counted when it was deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// The family of the table.
+    pub family: TableFamily,
+    /// The name of the set.
+    pub set: String,
+    /// The key of the element.
+    pub key: Bytes,
+    /// How many packets were found by it.
+    pub packets: u64,
+}
+
+impl Taken {
+    /// The elements that a message tells the deletion of.
+    pub(super) fn of<'m>(
+        message: &crate::netlink::Message<'m>,
+    ) -> Option<impl Iterator<Item = Self> + use<'m>> {
+        if message.kind != Message::DeleteElements.kind() {
+            return None;
+        }
+        let family = TableFamily::of_number(*message.payload.first()?)?;
+        let set = text(message.attrs(HEADER), 2)?;
+        let lists = message.attrs(HEADER).filter(|attr| attr.kind == 3);
+        let counters = lists.flat_map(|list| list.attrs().filter_map(decode_counter));
+        Some(counters.map(move |(key, packets)| Self { family, set: set.clone(), key, packets }))
+    }
+}
+
 impl Nftables {
     /// The names of all tables of a family.
     ///
@@ -102,28 +131,50 @@ impl Nftables {
     /// [`Error::Kernel`] when the kernel refuses, [`Error::Interrupted`] when the set changed too
     /// often.
     pub fn elements(&mut self, table: &Table, set: &SetDef) -> Result<Vec<Element>> {
+        let elements =
+            self.list_elements(table, set, |e| decode_element(e, set), |element| element.key)?;
+        Ok(join_ranges(set, elements))
+    }
+
+    /// How many packets were found by each element of a counted set that is no interval.
+    ///
+    /// # Errors
+    /// As [`Self::elements`].
+    pub fn counters(&mut self, table: &Table, set: &SetDef) -> Result<Vec<(Bytes, u64)>> {
+        self.list_elements(table, set, decode_counter, |(key, _)| *key)
+    }
+
+    fn list_elements<T>(
+        &mut self,
+        table: &Table,
+        set: &SetDef,
+        decode: impl Fn(Attr<'_>) -> Option<T>,
+        key: impl Fn(&T) -> Bytes,
+    ) -> Result<Vec<T>> {
         for _ in 0..LISTING_ATTEMPTS {
-            let elements = self.elements_once(table, set)?;
+            let elements = self.list_elements_once(table, set, &decode)?;
             let mut seen = HashSet::with_capacity(elements.len());
-            if set.interval || elements.iter().all(|element| seen.insert(element.key)) {
-                return Ok(join_ranges(set, elements));
+            if set.interval || elements.iter().all(|element| seen.insert(key(element))) {
+                return Ok(elements);
             }
             std::thread::sleep(REHASHING);
         }
         Err(Error::Interrupted { what: format!("list the elements of {}", set.name) })
     }
 
-    fn elements_once(&mut self, table: &Table, set: &SetDef) -> Result<Vec<Element>> {
+    fn list_elements_once<T>(
+        &mut self,
+        table: &Table,
+        set: &SetDef,
+        decode: impl Fn(Attr<'_>) -> Option<T>,
+    ) -> Result<Vec<T>> {
         let mut m = request(Message::GetElements, table.family);
         m.put_str(1, &table.name);
         m.put_str(2, set.name);
         let what = format!("list the elements of {}", set.name);
         let lists = self.socket.list(&what, &mut m, |message| {
-            let mut elements = Vec::new();
-            for attr in message.attrs(HEADER).filter(|attr| attr.kind == 3) {
-                elements.extend(attr.attrs().filter_map(|element| decode_element(element, set)));
-            }
-            Some(elements)
+            let lists = message.attrs(HEADER).filter(|attr| attr.kind == 3);
+            Some(lists.flat_map(|list| list.attrs().filter_map(&decode)).collect::<Vec<_>>())
         })?;
         Ok(lists.into_iter().flatten().collect())
     }
@@ -198,6 +249,7 @@ fn set(all: crate::netlink::Attrs<'_>) -> Option<(String, FoundSet)> {
         key_type: number(4)?,
         key_len: number(5)?,
         data: number(6).zip(number(7)),
+        counted: all.clone().any(|attr| attr.kind == 17 && is_counter(attr)),
     };
     Some((text(all.clone(), 2)?, FoundSet(shape.without_verdict_length())))
 }
@@ -232,6 +284,19 @@ fn decode_element(element: Attr<'_>, set: &SetDef) -> Option<Element> {
         last = end.then_some(key);
     }
     Some(Element { key, last, value })
+}
+
+fn is_counter(expression: Attr<'_>) -> bool {
+    text(expression.attrs(), 1).is_some_and(|name| name == "counter")
+}
+
+/// The key of an element, and the packets that its counter has counted.
+fn decode_counter(element: Attr<'_>) -> Option<(Bytes, u64)> {
+    let find = |kind| element.attrs().find(|attr| attr.kind == kind);
+    let counter = find(7).filter(|expression| is_counter(*expression))?;
+    let numbers = counter.attrs().find(|attr| attr.kind == 2)?;
+    let packets = numbers.attrs().find(|attr| attr.kind == 2)?.u64_be()?;
+    Some((data(find(1)?)?, packets))
 }
 
 /// Pairs of start and end, as the kernel keeps ranges of single values, become one element each.

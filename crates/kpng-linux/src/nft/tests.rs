@@ -213,6 +213,13 @@ fn sets_and_hooks_as_text() {
         		elements = { 10.0.0.1 . 7 . 9 }
         	}
 
+        	set k {
+        		typeof ip daddr
+        		counter
+        		comment "what it is for"
+        		elements = { 10.0.0.2 }
+        	}
+
         	chain c {
         		numgen random mod 2 0 goto c2
         		fib saddr type local
@@ -278,7 +285,15 @@ fn range(first: Bytes, last: Bytes) -> Element {
 }
 
 fn def(name: &'static str, key: Vec<Field>, data: Data) -> SetDef {
-    SetDef { name, key, data, interval: false, dynamic: None, comment: "what it is for" }
+    SetDef {
+        name,
+        key,
+        data,
+        interval: false,
+        dynamic: None,
+        counted: false,
+        comment: "what it is for",
+    }
 }
 
 /// One of everything.
@@ -335,6 +350,10 @@ fn ruleset(family: TableFamily, name: &str) -> Ruleset {
             vec![range(append(frontend(1), address(4)), append(frontend(1), address(7)))],
         ),
         (dynamic, vec![element(address(1).number(7).number(9), Value::None)]),
+        (
+            SetDef { counted: true, ..def("k", vec![Field::Daddr], Data::None) },
+            vec![element(address(2), Value::None)],
+        ),
     ];
     Ruleset { table: Table::new(family, name), sets, chains: chains() }
 }
@@ -394,6 +413,8 @@ fn what_is_written_is_read_back() {
                 let mut other = set.clone();
                 other.key.push(Field::Dport);
                 assert!(!found.sets[set.name].fits(family, &other), "{}", set.name);
+                let other = SetDef { counted: !set.counted, ..set.clone() };
+                assert!(!found.sets[set.name].fits(family, &other), "{}", set.name);
                 let read = nft.elements(&wanted.table, set).unwrap();
                 assert_eq!(sorted(read), sorted(elements.clone()), "{}", set.name);
             }
@@ -445,6 +466,71 @@ fn what_is_deleted_is_gone() {
         batch.delete_table(&wanted.table);
         nft.commit(batch).unwrap();
         assert!(nft.read_table(&wanted.table).unwrap().is_none());
+    });
+}
+
+/// Packets count where they are found, not where they are looked for in vain; who deletes an element
+/// learns what it had counted.
+#[test]
+fn elements_of_a_counted_set_count() {
+    let table = Table::new(TableFamily::Ip, "t");
+    let set = SetDef { counted: true, ..def("k", vec![Field::Daddr], Data::None) };
+    let element = |last| element(Bytes::EMPTY.address([127, 0, 0, last].into()), Value::None);
+    let (one, two) = (element(1), element(2));
+    let hook = Some(Hook { kind: HookKind::Filter, point: HookPoint::Output, priority: 0 });
+    let chain = Chain { name: "out".to_owned(), hook };
+    let look = |negate| Statement::InSet { key: vec![Field::Daddr], set: "k", negate };
+    let mut batch = Batch::new();
+    batch.add_table(&table);
+    batch.add_chain(&table, &Chain { name: "nowhere".to_owned(), hook: None });
+    batch.add_chain(&table, &chain);
+    batch.add_set(&table, &set);
+    batch.add_elements(&table, &set, [&one, &two]);
+    batch.add_rule(&table, &chain.name, &Rule::new([look(true), goto("nowhere")]));
+    batch.add_rule(&table, &chain.name, &Rule::new([look(false)]));
+    in_namespace(move |mut nft| {
+        nft.commit(batch).unwrap();
+        let mut links = crate::rtnetlink::Rtnetlink::open().unwrap();
+        let lo = links.link("lo").unwrap();
+        links.set_up(lo.index).unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..3 {
+            socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+        }
+        let mut counters = nft.counters(&table, &set).unwrap();
+        counters.sort_unstable();
+        assert_eq!(counters, [(one.key, 3), (two.key, 0)]);
+
+        let mut batch = Batch::new();
+        batch.delete_elements(&table, &set, [&one]);
+        batch.add_elements(&table, &set, [&one]);
+        let taken = nft.commit_and_take(batch).unwrap();
+        let expected =
+            Taken { family: table.family, set: "k".to_owned(), key: one.key, packets: 3 };
+        assert_eq!(taken, [expected]);
+        assert!(nft.counters(&table, &set).unwrap().contains(&(one.key, 0)), "from 0 again");
+    });
+}
+
+#[test]
+fn so_many_counters_are_asked_for_that_the_answers_fit() {
+    let table = Table::new(TableFamily::Ip6, "t");
+    let set = SetDef { counted: true, ..def("k", vec![Field::Daddr], Data::None) };
+    let address = |number: u32| std::net::Ipv6Addr::from_bits(u128::from(number)).into();
+    let elements: Vec<_> =
+        (0..3000).map(|n| element(Bytes::EMPTY.address(address(n)), Value::None)).collect();
+    in_namespace(|mut nft| {
+        let mut batch = Batch::new();
+        batch.add_table(&table);
+        batch.add_set(&table, &set);
+        batch.add_elements(&table, &set, &elements);
+        nft.commit(batch).unwrap();
+        let mut batch = Batch::new();
+        batch.delete_elements(&table, &set, &elements);
+        // The kernel packs some into the last datagram that were not asked for.
+        let taken = nft.commit_and_take(batch).unwrap().len();
+        assert!((1000..1500).contains(&taken), "{taken}");
+        assert_eq!(nft.elements(&table, &set).unwrap(), []);
     });
 }
 

@@ -87,6 +87,9 @@ impl Renderer<'_> {
         if set.interval {
             writeln!(self.out, "\t\tflags interval")?;
         }
+        if set.counted {
+            writeln!(self.out, "\t\tcounter")?;
+        }
         if !set.comment.is_empty() {
             writeln!(self.out, "\t\tcomment \"{}\"", set.comment)?;
         }

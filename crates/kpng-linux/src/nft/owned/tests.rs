@@ -12,7 +12,7 @@ fn table() -> Table {
 }
 
 fn set(name: &'static str, key: Vec<Field>, data: Data) -> SetDef {
-    SetDef { name, key, data, interval: false, dynamic: None, comment: "" }
+    SetDef { name, key, data, interval: false, dynamic: None, counted: false, comment: "" }
 }
 
 fn sets() -> [SetDef; 3] {
