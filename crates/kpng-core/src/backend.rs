@@ -1,8 +1,12 @@
 //! The one interface between the pipeline and the data path.
 
+mod traffic;
+
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
+
+pub use traffic::{Counting, Counts, Traffic};
 
 use crate::model::{Family, NamespacedName, Protocol};
 use crate::plan::{Action, At, FrontendKey, LOCALHOST, NodeFacts, Packet, Plan, ServicePlan};
@@ -67,6 +71,11 @@ pub trait Backend: Send {
 
     /// The numbers that it keeps, for monitoring; `None` when it keeps none. Asked once.
     fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        None
+    }
+
+    /// What happens at frontends, for monitoring; `None` when nobody counts it. Asked once.
+    fn traffic(&self) -> Option<Arc<dyn Traffic>> {
         None
     }
 

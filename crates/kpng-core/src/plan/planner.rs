@@ -17,6 +17,7 @@ pub struct Plan {
     facts: Arc<NodeFacts>,
     services: BTreeMap<NamespacedName, Arc<ServicePlan>>,
     owners: HashMap<FrontendKey, NamespacedName>,
+    service_ports: usize,
 }
 
 impl Plan {
@@ -51,6 +52,11 @@ impl Plan {
     /// The plan of one service.
     pub fn service(&self, key: &NamespacedName) -> Option<&Arc<ServicePlan>> {
         self.services.get(key)
+    }
+
+    /// How many ports all services have together.
+    pub fn service_ports(&self) -> usize {
+        self.service_ports
     }
 
     /// The frontend with this key, and the service that owns it.
@@ -341,6 +347,9 @@ impl<V: Localize> Planner<V> {
             Some(plan) => self.plan.services.insert(key.clone(), Arc::clone(plan)),
             None => self.plan.services.remove(&key),
         };
+        let ports = |plan: &Option<Arc<ServicePlan>>| plan.as_ref().map_or(0, |p| p.ports.len());
+        self.plan.service_ports += ports(&new);
+        self.plan.service_ports -= ports(&old);
         pass.plans.entry(key).or_insert(old);
     }
 }
