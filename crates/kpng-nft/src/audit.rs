@@ -3,7 +3,6 @@
 //! It begins as a start does: what is found is claimed by what is wanted. What would have to be written
 //! then differs, and what nobody claims is foreign.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use kpng_core::backend::Audit;
@@ -14,7 +13,7 @@ use kpng_linux::nft::{Batch, Element, FoundTable, Rule, TableFamily, text};
 use crate::class::Place;
 use crate::names::{self, Set};
 use crate::render;
-use crate::state::{TableState, Unclaimed};
+use crate::state::Unclaimed;
 use crate::{Config, Error, Nft, Whole, has_our_shape};
 
 /// What a table is, when it is not one that we would take over.
@@ -41,7 +40,8 @@ impl Nft {
             for stranger in strangers {
                 audit.foreign.add(|| format!("{} {stranger}", table(family)));
             }
-            let mut whole = self.claim(plan, family, held.clone());
+            let counting = self.config.counting.counts(plan.service_ports(), held.counts());
+            let mut whole = self.claim(plan, family, held.clone(), counting);
             for (key, service) in plan.by_importance() {
                 whole.write_found(&mut Batch::default(), key, service, &mut Vec::new());
             }
@@ -67,11 +67,13 @@ impl Nft {
                 return Ok(vec![format!("{} is not as kpng makes it", table(family))]);
             }
         };
-        let mut whole = self.claim(plan, family, held.clone());
+        // The plan need not have all services, on whose number it depends.
+        let counting = held.counts() == Some(true);
+        let mut whole = self.claim(plan, family, held.clone(), counting);
         let service = Arc::new(service.clone());
         whole.write_found(&mut Batch::default(), key, &service, &mut Vec::new());
         let state = &whole.tables[&family];
-        let mut objects = whole.services[key].objects(key, family);
+        let mut objects = whole.services[key].objects(key, family, counting);
         let frontend_key = render::frontend_key(frontend);
         let class = objects.class_of(&frontend_key).cloned();
 
@@ -110,13 +112,8 @@ impl Nft {
     }
 
     /// The state of a start that found `held`, with the constant part claimed.
-    fn claim(&self, plan: &Plan, family: Family, held: Unclaimed) -> Whole {
-        let table = TableState::new(family, self.config.mark(), held);
-        let mut whole = Whole {
-            facts: Arc::clone(plan.facts()),
-            services: HashMap::new(),
-            tables: BTreeMap::from([(family, table)]),
-        };
+    fn claim(&self, plan: &Plan, family: Family, held: Unclaimed, counting: bool) -> Whole {
+        let mut whole = Whole::found(plan, &self.config, counting, [(family, held)]);
         whole.write_skeletons(&self.config, &mut Batch::default());
         whole
     }
@@ -172,6 +169,7 @@ fn sets_of(place: Place) -> &'static [Set] {
     match place {
         Place::Vip => &[
             Set::ServiceIps,
+            Set::ForwardedServices,
             Set::GuardedServices,
             Set::SourceRanges,
             Set::RejectedServices,
@@ -181,6 +179,7 @@ fn sets_of(place: Place) -> &'static [Set] {
         ],
         Place::NodePort => &[
             Set::ServiceNodePorts,
+            Set::ForwardedNodePorts,
             Set::RejectedNodePorts,
             Set::DroppedNodePorts,
             Set::NodePortEndpoints,

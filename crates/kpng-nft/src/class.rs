@@ -115,6 +115,14 @@ impl Place {
             Self::NodePort => names::node_port_key(),
         }
     }
+
+    /// The set that counts the connections of frontends there.
+    pub(crate) fn forwarded(self) -> Set {
+        match self {
+            Self::Vip => Set::ForwardedServices,
+            Self::NodePort => Set::ForwardedNodePorts,
+        }
+    }
 }
 
 /// Which list an action's pool is in: the pool for packets from outside has one of its own if there
@@ -328,8 +336,10 @@ impl Forward {
         }
     }
 
-    /// Marks the packet for masquerading, looks for affinity, and has an endpoint chosen.
+    /// Counts the connection, marks the packet for masquerading, looks for affinity, and has an endpoint
+    /// chosen.
     fn rules(&self, at: Place, mark: u32) -> Vec<Rule> {
+        let count = Statement::InSet { key: at.key(), set: at.forwarded().name(), negate: false };
         let mut first = Vec::new();
         if self.masquerade {
             first.push(Statement::SetMark(mark));
@@ -342,10 +352,10 @@ impl Forward {
         let pick = Statement::Verdict(Verdict::Goto(self.pick_chain(at)));
         let last = [Statement::PriorityTo(size), pick];
         if self.sticky.is_some() {
-            vec![Rule::new(first), Rule::new(last)]
+            vec![Rule::new([count]), Rule::new(first), Rule::new(last)]
         } else {
             first.extend(last);
-            vec![Rule::new(first)]
+            vec![Rule::new([count]), Rule::new(first)]
         }
     }
 }

@@ -20,6 +20,7 @@ pub fn ruleset_text(plan: &Plan, config: &Config) -> String {
 /// All objects of one family.
 pub(crate) fn ruleset(plan: &Plan, config: &Config, family: Family) -> text::Ruleset {
     let facts = plan.facts();
+    let counting = config.counting.counts(plan.service_ports(), None);
     let skeleton = render::skeleton(family, facts, config);
     let mut elements: Vec<(Set, Element)> = skeleton.elements;
     let mut shared = BTreeSet::new();
@@ -28,7 +29,7 @@ pub(crate) fn ruleset(plan: &Plan, config: &Config, family: Family) -> text::Rul
     let mut chains = Vec::new();
     for (key, service) in plan.services() {
         let order: Vec<_> = service.pools.iter().map(|pool| pool.targets.clone()).collect();
-        let mut objects = render::service(key, service, &order, family);
+        let mut objects = render::service(key, service, &order, family, counting);
         for class in objects.classes() {
             numbers.assign(class);
             classes.insert(class.clone());

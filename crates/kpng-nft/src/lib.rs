@@ -20,6 +20,7 @@
 
 mod audit;
 mod class;
+mod counters;
 mod dry_run;
 pub mod names;
 mod order;
@@ -32,13 +33,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kpng_core::backend::{Audit, Backend, BackendError, Gap};
+use kpng_core::backend::{Audit, Backend, BackendError, Counting, Gap, Traffic};
 use kpng_core::model::{Family, NamespacedName};
 use kpng_core::plan::{FrontendKey, NodeFacts, Plan, ServicePlan, Target};
 use kpng_linux::nft::{Batch, FoundTable, Monitor, Nftables};
 
 pub use dry_run::ruleset_text;
 
+use counters::Counters;
 use names::Set;
 use state::{TableState, Unclaimed, Written};
 
@@ -63,12 +65,14 @@ pub struct Config {
     pub masquerade_bit: u8,
     /// Let packets pass that fit no connection, as asymmetric routes make them.
     pub conntrack_be_liberal: bool,
+    /// Whether connections, and what is refused, are counted by frontend: see [`Backend::traffic`].
+    pub counting: Counting,
 }
 
 impl Default for Config {
-    /// kube-proxy's defaults: bit 14, invalid packets are dropped.
+    /// kube-proxy's defaults: bit 14, invalid packets are dropped. Counting where it is cheap.
     fn default() -> Self {
-        Self { masquerade_bit: 14, conntrack_be_liberal: false }
+        Self { masquerade_bit: 14, conntrack_be_liberal: false, counting: Counting::Auto }
     }
 }
 
@@ -92,6 +96,7 @@ pub enum Error {
 pub struct Nft {
     config: Config,
     nft: Nftables,
+    counters: Arc<Counters>,
     monitor: Option<Monitor>,
     /// Somebody else changed our tables since they were last made what they shall be.
     disturbed: bool,
@@ -104,6 +109,8 @@ pub struct Nft {
 #[derive(Debug)]
 struct Whole {
     facts: Arc<NodeFacts>,
+    /// Connections are counted.
+    counting: bool,
     services: HashMap<NamespacedName, Written>,
     tables: BTreeMap<Family, TableState>,
 }
@@ -116,12 +123,18 @@ impl Nft {
     pub fn open(config: Config) -> Result<Self, Error> {
         let mut nft = Nftables::open()?;
         nft.tables(kpng_linux::nft::TableFamily::Ip)?;
-        Ok(Self { config, nft, monitor: None, disturbed: false, written: None, stale: Vec::new() })
+        let counters = Arc::new(Counters::open()?);
+        let (monitor, written, stale) = (None, None, Vec::new());
+        Ok(Self { config, nft, counters, monitor, disturbed: false, written, stale })
     }
 
     fn sync_changed(&mut self, plan: &Plan, changed: &[NamespacedName]) -> Result<(), Error> {
         // A state that is half written is taken for unknown: it is put back when all is well.
         let Some(mut whole) = self.written.take() else { return self.sync_all(plan) };
+        let counting = self.config.counting.counts(plan.service_ports(), Some(whole.counting));
+        if counting != whole.counting {
+            return self.sync_all(plan);
+        }
         if changed.len() >= QUIET_CHANGES {
             self.read_monitor()?;
             self.monitor = None;
@@ -142,7 +155,7 @@ impl Nft {
             }
         }
         whole.flush(&mut batch);
-        self.nft.commit(batch)?;
+        self.counters.commit(&mut self.nft, batch, plan)?;
         self.written = Some(whole);
         self.watch()
     }
@@ -153,51 +166,50 @@ impl Nft {
         self.read_monitor()?;
         self.disturbed = false;
         let mut batch = Batch::default();
-        let facts = Arc::clone(plan.facts());
-        let mut whole = Whole { facts, services: HashMap::new(), tables: BTreeMap::new() };
+        let mut found = BTreeMap::new();
         for family in Family::ALL {
-            let table = self.adopt(family, &mut batch)?;
-            whole.tables.insert(family, table);
+            found.insert(family, self.adopt(family, &mut batch)?);
         }
+        let before = found.values().filter_map(Unclaimed::counts).max();
+        let counting = self.config.counting.counts(plan.service_ports(), before);
+        if !counting {
+            self.counters.forget();
+        }
+        let mut whole = Whole::found(plan, &self.config, counting, found);
         whole.write_skeletons(&self.config, &mut batch);
         for (key, service) in plan.by_importance() {
             whole.write_found(&mut batch, key, service, &mut self.stale);
             if whole.pending() >= ELEMENTS_PER_TRANSACTION {
                 whole.flush(&mut batch);
-                self.nft.commit(std::mem::take(&mut batch))?;
+                self.counters.commit(&mut self.nft, std::mem::take(&mut batch), plan)?;
                 self.read_monitor()?;
             }
         }
         whole.remove_unclaimed(&mut batch, &mut self.stale);
         whole.flush(&mut batch);
-        self.nft.commit(batch)?;
+        self.counters.commit(&mut self.nft, batch, plan)?;
         self.written = Some(whole);
         self.watch()
     }
 
     /// Takes over the table that is there, if it has the shape that we give tables; else replaces
     /// it in the coming transaction.
-    fn adopt(&mut self, family: Family, batch: &mut Batch) -> Result<TableState, Error> {
+    fn adopt(&mut self, family: Family, batch: &mut Batch) -> Result<Unclaimed, Error> {
         let table = names::table(family);
-        let mark = self.config.mark();
         let found = self.nft.read_table(&table)?;
-        let Some(found) = found else {
-            let state = TableState::new(family, mark, Unclaimed::default());
-            state.create(batch);
-            return Ok(state);
+        let is_there = found.is_some();
+        let Some(found) = found.filter(|found| has_our_shape(family, found)) else {
+            if is_there {
+                batch.delete_table(&table);
+            }
+            state::create(&table, batch);
+            return Ok(Unclaimed::default());
         };
-        if !has_our_shape(family, &found) {
-            batch.delete_table(&table);
-            let state = TableState::new(family, mark, Unclaimed::default());
-            state.create(batch);
-            return Ok(state);
-        }
         // Whoever changes the table from now on is noticed.
         if self.monitor.is_none() {
             self.monitor = Some(Monitor::open(&self.nft, Family::ALL.map(names::table))?);
         }
-        let unclaimed = self.read_unclaimed(family, found, &Set::ALL)?;
-        Ok(TableState::new(family, mark, unclaimed))
+        self.read_unclaimed(family, found, &Set::ALL)
     }
 
     /// What is in a table that has our shape: its chains, and the elements of these sets.
@@ -296,6 +308,10 @@ impl Backend for Nft {
         GAPS
     }
 
+    fn traffic(&self) -> Option<Arc<dyn Traffic>> {
+        Some(Arc::clone(&self.counters) as Arc<dyn Traffic>)
+    }
+
     fn cleanup(&mut self) -> Result<(), BackendError> {
         self.monitor = None;
         self.written = None;
@@ -312,6 +328,20 @@ impl Backend for Nft {
 }
 
 impl Whole {
+    /// Nothing is written, and this was found.
+    fn found(
+        plan: &Plan,
+        config: &Config,
+        counting: bool,
+        found: impl IntoIterator<Item = (Family, Unclaimed)>,
+    ) -> Self {
+        let table = |(family, unclaimed)| {
+            (family, TableState::new(family, config.mark(), counting, unclaimed))
+        };
+        let tables = found.into_iter().map(table).collect();
+        Self { facts: Arc::clone(plan.facts()), counting, services: HashMap::new(), tables }
+    }
+
     fn pending(&self) -> usize {
         self.tables.values().map(TableState::pending).sum()
     }

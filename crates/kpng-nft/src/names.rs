@@ -18,6 +18,7 @@ pub(crate) const FILTER_FORWARD: &str = "filter-forward";
 pub(crate) const FILTER_OUTPUT: &str = "filter-output";
 pub(crate) const SERVICES: &str = "services";
 pub(crate) const REFUSED: &str = "refused-services";
+pub(crate) const PERMITTED: &str = "permitted-sources";
 pub(crate) const CLOSED: &str = "cluster-ips-check";
 pub(crate) const REJECT: &str = "reject-chain";
 
@@ -41,6 +42,10 @@ pub(crate) enum Set {
     ServiceNodePorts,
     /// Where a class forwards to.
     Routes,
+    /// Frontends on virtual addresses whose connections are counted.
+    ForwardedServices,
+    /// Node ports whose connections are counted.
+    ForwardedNodePorts,
     /// Frontends that admit only permitted sources.
     GuardedServices,
     /// Frontends on virtual addresses that refuse what was not forwarded.
@@ -77,10 +82,12 @@ pub(crate) enum Set {
 
 impl Set {
     /// All sets, in the order in which they are declared.
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::ServiceIps,
         Self::ServiceNodePorts,
         Self::Routes,
+        Self::ForwardedServices,
+        Self::ForwardedNodePorts,
         Self::GuardedServices,
         Self::RejectedServices,
         Self::DroppedServices,
@@ -104,6 +111,8 @@ impl Set {
             Self::ServiceIps => "service-ips",
             Self::ServiceNodePorts => "service-nodeports",
             Self::Routes => "routes",
+            Self::ForwardedServices => "forwarded-services",
+            Self::ForwardedNodePorts => "forwarded-nodeports",
             Self::GuardedServices => "guarded-services",
             Self::RejectedServices => "rejected-services",
             Self::DroppedServices => "dropped-services",
@@ -131,7 +140,9 @@ impl Set {
             Self::ServiceIps => (vip_key(), class(), "frontend : class"),
             Self::ServiceNodePorts => (node_port_key(), class(), "node port : class"),
             Self::Routes => (vec![Field::Priority], Data::Verdict, "class : where it forwards"),
-            Self::GuardedServices => (vip_key(), Data::None, "see source-ranges"),
+            Self::ForwardedServices => (vip_key(), Data::None, "connections"),
+            Self::ForwardedNodePorts => (node_port_key(), Data::None, "connections"),
+            Self::GuardedServices => (vip_key(), Data::None, "dropped unless in source-ranges"),
             Self::RejectedServices => (vip_key(), Data::None, "rejected unless forwarded"),
             Self::DroppedServices => (vip_key(), Data::None, "dropped unless forwarded"),
             Self::RejectedNodePorts => (node_port_key(), Data::None, "rejected unless forwarded"),
@@ -152,7 +163,17 @@ impl Set {
         };
         let interval = matches!(self, Self::SourceRanges | Self::PodCidrs | Self::ServiceCidrs);
         let dynamic = (self == Self::Affinity).then_some(AFFINITY_SIZE);
-        SetDef { name: self.name(), key, data, interval, dynamic, comment }
+        let counted = matches!(
+            self,
+            Self::ForwardedServices
+                | Self::ForwardedNodePorts
+                | Self::GuardedServices
+                | Self::RejectedServices
+                | Self::DroppedServices
+                | Self::RejectedNodePorts
+                | Self::DroppedNodePorts
+        );
+        SetDef { name: self.name(), key, data, interval, dynamic, counted, comment }
     }
 }
 

@@ -55,18 +55,20 @@ impl ServiceObjects {
     }
 }
 
-/// The objects of a service in one family. `order` gives the endpoints of each pool by number.
+/// The objects of a service in one family. `order` gives the endpoints of each pool by number;
+/// connections are counted if `counting`.
 pub(crate) fn service(
     key: &NamespacedName,
     plan: &ServicePlan,
     order: &[Vec<Target>],
     family: Family,
+    counting: bool,
 ) -> ServiceObjects {
     let mut objects = ServiceObjects::default();
     for ip in plan.cluster_ips.iter().filter(|ip| Family::of(**ip) == family) {
         objects.shared.insert((Set::ClusterIps, *ip));
     }
-    let renderer = Renderer { key, plan, order };
+    let renderer = Renderer { key, plan, order, counting };
     for frontend in plan.frontends.iter().filter(|frontend| frontend.at.family() == family) {
         renderer.frontend(frontend, &mut objects);
     }
@@ -97,6 +99,7 @@ struct Renderer<'a> {
     key: &'a NamespacedName,
     plan: &'a ServicePlan,
     order: &'a [Vec<Target>],
+    counting: bool,
 }
 
 impl Renderer<'_> {
@@ -111,6 +114,9 @@ impl Renderer<'_> {
             Place::NodePort => Set::ServiceNodePorts,
         };
         let key = frontend_key(frontend);
+        if self.counting {
+            objects.elements.push((place.forwarded(), in_it(key)));
+        }
         if let Some(set) = class.refusal() {
             objects.elements.push((set, in_it(key)));
         }
@@ -225,6 +231,7 @@ pub(crate) fn skeleton(family: Family, facts: &NodeFacts, config: &Config) -> Sk
     let inner = [
         (names::REJECT, reject()),
         (names::SERVICES, dispatch()),
+        (names::PERMITTED, refuse_permitted()),
         (names::REFUSED, refuse()),
         (names::CLOSED, close()),
     ];
@@ -289,16 +296,25 @@ fn dispatch() -> Vec<Rule> {
     ]
 }
 
-/// What becomes of packets to frontends that were not forwarded.
+/// What becomes of packets to frontends that were not forwarded. The last look-up counts, so it finds
+/// only what is dropped for its source.
 fn refuse() -> Vec<Rule> {
+    let permitted = in_set(names::guard_key(), Set::SourceRanges);
+    vec![
+        Rule::new([not_in_set(names::vip_key(), Set::GuardedServices), goto(names::PERMITTED)]),
+        Rule::new([permitted, goto(names::PERMITTED)]),
+        Rule::new([in_set(names::vip_key(), Set::GuardedServices), drop()]),
+    ]
+}
+
+/// The same for packets from sources that may come in.
+fn refuse_permitted() -> Vec<Rule> {
     let vip = |set| in_set(names::vip_key(), set);
     let node_port = |set, verdict| {
         let to_node = in_set(vec![Field::Daddr], Set::NodePortIps);
         Rule::new([to_node, in_set(names::node_port_key(), set), verdict])
     };
-    let stranger = not_in_set(names::guard_key(), Set::SourceRanges);
     vec![
-        Rule::new([vip(Set::GuardedServices), stranger, drop()]),
         Rule::new([vip(Set::RejectedServices), goto(names::REJECT)]),
         Rule::new([vip(Set::DroppedServices), drop()]),
         node_port(Set::RejectedNodePorts, goto(names::REJECT)),

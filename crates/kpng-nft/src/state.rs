@@ -48,8 +48,13 @@ impl Written {
         }
     }
 
-    pub(crate) fn objects(&self, key: &NamespacedName, family: Family) -> ServiceObjects {
-        render::service(key, &self.plan, &self.order(), family)
+    pub(crate) fn objects(
+        &self,
+        key: &NamespacedName,
+        family: Family,
+        counting: bool,
+    ) -> ServiceObjects {
+        render::service(key, &self.plan, &self.order(), family, counting)
     }
 }
 
@@ -59,6 +64,8 @@ pub(crate) struct TableState {
     family: Family,
     table: Table,
     mark: u32,
+    /// Connections are counted.
+    counting: bool,
     defs: HashMap<Set, SetDef>,
     /// How many services need an address in a shared set.
     shared: HashMap<(Set, IpAddr), u32>,
@@ -87,6 +94,23 @@ pub(crate) struct Unclaimed {
     pub(crate) chains: BTreeMap<String, Vec<u64>>,
 }
 
+impl Unclaimed {
+    /// Whether connections to the frontends that are there are counted; `None` without any.
+    pub(crate) fn counts(&self) -> Option<bool> {
+        let mut found = None;
+        for (set, _) in self.elements.keys() {
+            match set {
+                Set::ForwardedServices | Set::ForwardedNodePorts => return Some(true),
+                Set::ServiceIps | Set::ServiceNodePorts => found = Some(false),
+                Set::RejectedServices | Set::RejectedNodePorts => found = Some(false),
+                Set::DroppedServices | Set::DroppedNodePorts => found = Some(false),
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
 /// Elements to be written.
 #[derive(Debug, Default)]
 struct Pending {
@@ -97,13 +121,14 @@ struct Pending {
 
 impl TableState {
     /// A table of which nothing is written.
-    pub(crate) fn new(family: Family, mark: u32, unclaimed: Unclaimed) -> Self {
+    pub(crate) fn new(family: Family, mark: u32, counting: bool, unclaimed: Unclaimed) -> Self {
         let routes = unclaimed.elements.iter().filter(|((set, _), _)| *set == Set::Routes);
         let routes = routes.map(|(_, element)| element);
         Self {
             family,
             table: names::table(family),
             mark,
+            counting,
             defs: Set::ALL.into_iter().map(|set| (set, set.def())).collect(),
             shared: HashMap::new(),
             classes: HashMap::new(),
@@ -119,14 +144,6 @@ impl TableState {
     /// How many elements wait to be written.
     pub(crate) fn pending(&self) -> usize {
         self.pending.count
-    }
-
-    /// Creates the table and its sets.
-    pub(crate) fn create(&self, batch: &mut Batch) {
-        batch.add_table(&self.table);
-        for set in Set::ALL {
-            batch.add_set(&self.table, &self.defs[&set]);
-        }
     }
 
     /// Makes the constant part what it shall be.
@@ -162,9 +179,9 @@ impl TableState {
         facts: &NodeFacts,
         stale: &mut Vec<String>,
     ) {
-        let family = self.family;
-        let mut old = old.map(|old| old.objects(key, family)).unwrap_or_default();
-        let mut new = new.map(|new| new.objects(key, family)).unwrap_or_default();
+        let objects = |written: &Written| written.objects(key, self.family, self.counting);
+        let mut old = old.map(objects).unwrap_or_default();
+        let mut new = new.map(objects).unwrap_or_default();
         for (name, rules) in &new.chains {
             self.write_chain(batch, name, rules);
         }
@@ -429,6 +446,14 @@ impl TableState {
             batch.flush_chain(&self.table, name);
             stale.push(name.to_owned());
         }
+    }
+}
+
+/// Creates the table and its sets.
+pub(crate) fn create(table: &Table, batch: &mut Batch) {
+    batch.add_table(table);
+    for set in Set::ALL {
+        batch.add_set(table, &set.def());
     }
 }
 

@@ -38,7 +38,8 @@ fn the_text_of_a_small_cluster() {
 fn options_change_the_text_where_they_shall() {
     let planner = plan_of("node localhost=yes");
     let text = |bit, liberal| {
-        let config = Config { masquerade_bit: bit, conntrack_be_liberal: liberal };
+        let config =
+            Config { masquerade_bit: bit, conntrack_be_liberal: liberal, ..Config::default() };
         ruleset_text(planner.plan(), &config)
     };
     let (plain, optional) = (text(14, false), text(3, true));

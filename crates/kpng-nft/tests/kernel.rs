@@ -180,12 +180,15 @@ fn what_is_held_for_a_frontend_is_told() {
     nft(&network.node, &[], missing);
     expect![[r#"
         ip kpng service-ips { 172.30.0.1 . tcp . 80 : f45b:26b7 }
+        ip kpng forwarded-services { 172.30.0.1 . tcp . 80 }
         ip kpng endpoints { 172.30.0.1 . tcp . 80 . 0 : 10.180.0.1 . 8080 }
         ip kpng endpoints { 172.30.0.1 . tcp . 80 . 1 : 10.180.1.1 . 8080 } (missing)
         ip kpng routes { f45b:26b7 : goto service-pod-2-node-2m-outside-2m }
         ip kpng chain service-to-2
+          ip daddr . meta l4proto . th dport @forwarded-services
           meta priority set 0:2 goto pick-endpoint
         ip kpng chain service-to-2m
+          ip daddr . meta l4proto . th dport @forwarded-services
           meta mark set meta mark | 0x4000 meta priority set 0:2 goto pick-endpoint
         ip kpng chain service-pod-2-node-2m-outside-2m
           ip saddr @pod-cidrs goto service-to-2

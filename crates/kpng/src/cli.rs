@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use kpng_api::address::ListenAddress;
+use kpng_core::backend::Counting;
 
 pub use api::{ApiArgs, ListenTlsArgs, ToApiArgs, WatchArgs, WatchCommand};
 pub use backends::{BackendCommand, Chosen, Work};
@@ -30,7 +31,7 @@ pub use playground::{PlaygroundArgs, PlaygroundCommand};
 pub use values::{List, NodePortAddresses};
 
 use crate::http::BindAddress;
-use values::duration;
+use values::{counting, duration};
 
 fn healthz_address(text: &str) -> Result<BindAddress, crate::http::Error> {
     BindAddress::parse(text, 10256)
@@ -345,6 +346,10 @@ pub struct ServingArgs {
     /// Serve a page for people at the address of the metrics
     #[arg(long, global = true, num_args = 0..=1, default_value_t = true, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub web: bool,
+    /// Count connections and refused packets of each service port: true, false, or auto for as long as
+    /// there are no more than 1000 of them
+    #[arg(long, global = true, num_args = 0..=1, default_value = "auto", default_missing_value = "true", require_equals = true, value_parser = counting, value_name = "WHEN")]
+    pub service_metrics: Counting,
     /// End when one of these addresses cannot be bound, instead of trying again
     #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub bind_address_hard_fail: bool,

@@ -1,6 +1,6 @@
 //! Written by differences, taken over by a new process or written from nothing: the same objects.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::names::Set;
-use crate::state::{TableState, Unclaimed};
+use crate::state::Unclaimed;
 use crate::{Config, Whole};
 use kpng_testkit::random::cluster;
 
@@ -41,13 +41,8 @@ impl Elements {
 }
 
 fn whole(plan: &Plan, unclaimed: impl Fn(Family) -> Unclaimed) -> Whole {
-    let mark = Config::default().mark();
-    let table = |family| (family, TableState::new(family, mark, unclaimed(family)));
-    Whole {
-        facts: Arc::clone(plan.facts()),
-        services: HashMap::new(),
-        tables: Family::ALL.into_iter().map(table).collect(),
-    }
+    let found = Family::ALL.map(|family| (family, unclaimed(family)));
+    Whole::found(plan, &Config::default(), true, found)
 }
 
 /// What a process with an empty memory makes of what is there.

@@ -85,6 +85,7 @@ impl BackendCommand {
                 let config = kpng_nft::Config {
                     masquerade_bit: args.common.masquerade_bit,
                     conntrack_be_liberal: local.conntrack.conntrack_be_liberal,
+                    counting: local.serving.service_metrics,
                 };
                 args.common.chosen(config)
             }

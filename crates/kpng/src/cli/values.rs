@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use kpng_core::backend::Counting;
 
 /// Values separated by commas. A type of its own, as clap takes a `Vec` for a repeated flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,16 @@ pub(super) fn address_list(text: &str) -> Result<List<IpAddr>, String> {
 fn list<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<List<T>, String> {
     let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     parts.map(parse).collect::<Result<_, _>>().map(List)
+}
+
+/// `--service-metrics`
+pub(super) fn counting(text: &str) -> Result<Counting, String> {
+    match text {
+        "auto" => Ok(Counting::Auto),
+        "true" => Ok(Counting::Always),
+        "false" => Ok(Counting::Never),
+        _ => Err(format!("{text:?} is none of auto, true and false")),
+    }
 }
 
 /// A duration as Go writes it: `1m30s`, `500ms`, `2h`; a number alone counts seconds.
