@@ -97,17 +97,19 @@ pub(crate) struct Unclaimed {
 impl Unclaimed {
     /// Whether connections to the frontends that are there are counted; `None` without any.
     pub(crate) fn counts(&self) -> Option<bool> {
-        let mut found = None;
-        for (set, _) in self.elements.keys() {
-            match set {
-                Set::ForwardedServices | Set::ForwardedNodePorts => return Some(true),
-                Set::ServiceIps | Set::ServiceNodePorts => found = Some(false),
-                Set::RejectedServices | Set::RejectedNodePorts => found = Some(false),
-                Set::DroppedServices | Set::DroppedNodePorts => found = Some(false),
-                _ => {}
-            }
+        let has_one_of = |sets: &[Set]| self.elements.keys().any(|(set, _)| sets.contains(set));
+        if has_one_of(&[Set::ForwardedServices, Set::ForwardedNodePorts]) {
+            return Some(true);
         }
-        found
+        let frontends = [
+            Set::ServiceIps,
+            Set::ServiceNodePorts,
+            Set::RejectedServices,
+            Set::RejectedNodePorts,
+            Set::DroppedServices,
+            Set::DroppedNodePorts,
+        ];
+        has_one_of(&frontends).then_some(false)
     }
 }
 

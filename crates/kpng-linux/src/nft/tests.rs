@@ -163,6 +163,7 @@ fn sets_and_hooks_as_text() {
         table ip t {
         	set s {
         		typeof ip daddr
+        		counter
         		comment "what it is for"
         		elements = { 10.0.0.1 }
         	}
@@ -211,13 +212,6 @@ fn sets_and_hooks_as_text() {
         		flags dynamic,timeout
         		comment "what it is for"
         		elements = { 10.0.0.1 . 7 . 9 }
-        	}
-
-        	set k {
-        		typeof ip daddr
-        		counter
-        		comment "what it is for"
-        		elements = { 10.0.0.2 }
         	}
 
         	chain c {
@@ -323,8 +317,9 @@ fn ruleset(family: TableFamily, name: &str) -> Ruleset {
         ..def("d", vec![Field::Saddr, Field::Constant(0), Field::Constant(0)], Data::None)
     };
     let interval = |set| SetDef { interval: true, ..set };
+    let counted = |set| SetDef { counted: true, ..set };
     let sets = vec![
-        (def("s", vec![Field::Daddr], Data::None), vec![element(address(1), Value::None)]),
+        (counted(def("s", vec![Field::Daddr], Data::None)), vec![element(address(1), Value::None)]),
         (
             def("m", vip(), Data::Fields(vec![Field::Priority])),
             vec![element(frontend(1), Value::Data(Bytes::EMPTY.number(0xdead_beef)))],
@@ -350,10 +345,6 @@ fn ruleset(family: TableFamily, name: &str) -> Ruleset {
             vec![range(append(frontend(1), address(4)), append(frontend(1), address(7)))],
         ),
         (dynamic, vec![element(address(1).number(7).number(9), Value::None)]),
-        (
-            SetDef { counted: true, ..def("k", vec![Field::Daddr], Data::None) },
-            vec![element(address(2), Value::None)],
-        ),
     ];
     Ruleset { table: Table::new(family, name), sets, chains: chains() }
 }
