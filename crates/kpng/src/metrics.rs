@@ -10,6 +10,7 @@ mod kube;
 mod plan;
 mod process;
 mod text;
+mod traffic;
 
 use std::future::ready;
 use std::sync::atomic::AtomicU64;
@@ -18,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::StatusCode;
 use kpng_api::{client, server};
-use kpng_core::backend::{self, Capability, Usage};
+use kpng_core::backend::{self, Capability, Counting, Usage};
 use kpng_core::model;
 use kpng_core::model::NamespacedName;
 use kpng_core::plan::Plan;
@@ -60,6 +61,10 @@ pub struct Sources<'a, V> {
     pub server: Option<Arc<server::Stats>>,
     /// What the backend counts, if it does.
     pub backend: Option<Arc<dyn backend::Metrics>>,
+    /// What the backend counts at frontends, if it does.
+    pub traffic: Option<Arc<dyn backend::Traffic>>,
+    /// Whether that is wanted.
+    pub counting: Counting,
 }
 
 #[derive(Debug)]
@@ -80,6 +85,7 @@ struct Inner {
     local_events: Counter,
     no_local_endpoints: Family<Label<&'static str>, Gauge>,
     without_local: Mutex<plan::WithoutLocal>,
+    traffic: Option<Arc<traffic::Traffic>>,
 }
 
 #[derive(Debug)]
@@ -111,8 +117,13 @@ impl Metrics {
             synced: Arc::clone(&inner.synced_revision),
         };
         registry.register_collector(Box::new(journal));
+        let traffic = sources.traffic.clone().filter(|_| sources.counting != Counting::Never);
+        let traffic = traffic.map(|of| Arc::new(traffic::Traffic::new(sources.counting, of)));
+        if let Some(traffic) = &traffic {
+            registry.register_collector(Box::new(traffic::OfPorts(Arc::clone(traffic))));
+        }
         register_others(&mut registry, sources);
-        Self(Arc::new(Inner { registry, ..inner }))
+        Self(Arc::new(Inner { registry, traffic, ..inner }))
     }
 
     /// A sync was asked for.
@@ -148,6 +159,9 @@ impl Metrics {
         let services = plan.services().len();
         self.0.services.set(gauge(services));
         self.0.local_events.inc_by(changed.map_or(services, <[_]>::len) as u64);
+        if let Some(traffic) = &self.0.traffic {
+            traffic.update(plan, changed);
+        }
         let mut without_local = self.0.without_local.lock().unwrap_or_else(PoisonError::into_inner);
         without_local.update(plan, changed);
         let count = without_local.ports();
@@ -314,6 +328,7 @@ impl Inner {
             local_events: Counter::default(),
             no_local_endpoints: Family::default(),
             without_local: Mutex::default(),
+            traffic: None,
         };
         let kube_proxy = registry.sub_registry_with_prefix("kubeproxy");
         kube_proxy.register(

@@ -71,6 +71,8 @@ pub(super) async fn run<S: Source<Value: Serve>>(
         client: source.client.clone(),
         server: api.stats(),
         backend: backend.metrics(),
+        traffic: backend.traffic(),
+        counting: local.serving.service_metrics,
     });
     let api = api.serve(&store);
 

@@ -137,6 +137,8 @@ pub(super) async fn to_api(
         client: source.client.clone(),
         server: Some(Arc::clone(&stats)),
         backend: None,
+        traffic: None,
+        counting: local.serving.service_metrics,
     });
     let _probes = probes(&local.serving, &health, metrics)?;
     let ready = async {

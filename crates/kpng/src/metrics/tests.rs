@@ -27,7 +27,16 @@ fn new() -> Fixture {
 
 fn sources<'a>(health: &'a ProxyHealth, store: &'a Store) -> Sources<'a, model::ServiceState> {
     let (kube, client, server) = (Some(Arc::default()), Some(Arc::default()), Some(Arc::default()));
-    Sources { health, store, kube, client, server, backend: None }
+    Sources {
+        health,
+        store,
+        kube,
+        client,
+        server,
+        backend: None,
+        traffic: None,
+        counting: Counting::Auto,
+    }
 }
 
 fn plan(state: &str) -> Plan {
