@@ -26,6 +26,7 @@ pub mod names;
 mod order;
 mod render;
 mod state;
+mod stats;
 #[cfg(test)]
 mod tests;
 
@@ -33,7 +34,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kpng_core::backend::{Audit, Backend, BackendError, Counting, Gap, Traffic};
+use kpng_core::backend::{Audit, Backend, BackendError, Counting, Gap, Metrics, Traffic};
 use kpng_core::model::{Family, NamespacedName};
 use kpng_core::plan::{FrontendKey, NodeFacts, Plan, ServicePlan, Target};
 use kpng_linux::nft::{Batch, FoundTable, Monitor, Nftables};
@@ -43,6 +44,7 @@ pub use dry_run::ruleset_text;
 use counters::Counters;
 use names::Set;
 use state::{TableState, Unclaimed, Written};
+use stats::Stats;
 
 /// How many elements one transaction changes at most, on the way to a full state: what is important
 /// works before the rest is written.
@@ -97,6 +99,7 @@ pub struct Nft {
     config: Config,
     nft: Nftables,
     counters: Arc<Counters>,
+    stats: Arc<Stats>,
     monitor: Option<Monitor>,
     /// Somebody else changed our tables since they were last made what they shall be.
     disturbed: bool,
@@ -124,8 +127,16 @@ impl Nft {
         let mut nft = Nftables::open()?;
         nft.tables(kpng_linux::nft::TableFamily::Ip)?;
         let counters = Arc::new(Counters::open()?);
-        let (monitor, written, stale) = (None, None, Vec::new());
-        Ok(Self { config, nft, counters, monitor, disturbed: false, written, stale })
+        Ok(Self {
+            config,
+            nft,
+            counters,
+            stats: Arc::default(),
+            monitor: None,
+            disturbed: false,
+            written: None,
+            stale: Vec::new(),
+        })
     }
 
     fn sync_changed(&mut self, plan: &Plan, changed: &[NamespacedName]) -> Result<(), Error> {
@@ -155,9 +166,17 @@ impl Nft {
             }
         }
         whole.flush(&mut batch);
-        self.counters.commit(&mut self.nft, batch, plan)?;
+        self.commit(batch, plan)?;
         self.written = Some(whole);
         self.watch()
+    }
+
+    fn commit(&mut self, batch: Batch, plan: &Plan) -> Result<(), Error> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.stats.count(&batch);
+        self.counters.commit(&mut self.nft, batch, plan)
     }
 
     fn sync_all(&mut self, plan: &Plan) -> Result<(), Error> {
@@ -181,13 +200,13 @@ impl Nft {
             whole.write_found(&mut batch, key, service, &mut self.stale);
             if whole.pending() >= ELEMENTS_PER_TRANSACTION {
                 whole.flush(&mut batch);
-                self.counters.commit(&mut self.nft, std::mem::take(&mut batch), plan)?;
+                self.commit(std::mem::take(&mut batch), plan)?;
                 self.read_monitor()?;
             }
         }
         whole.remove_unclaimed(&mut batch, &mut self.stale);
         whole.flush(&mut batch);
-        self.counters.commit(&mut self.nft, batch, plan)?;
+        self.commit(batch, plan)?;
         self.written = Some(whole);
         self.watch()
     }
@@ -306,6 +325,10 @@ impl Backend for Nft {
 
     fn gaps(&self) -> &'static [Gap] {
         GAPS
+    }
+
+    fn metrics(&self) -> Option<Arc<dyn Metrics>> {
+        Some(Arc::clone(&self.stats) as Arc<dyn Metrics>)
     }
 
     fn traffic(&self) -> Option<Arc<dyn Traffic>> {

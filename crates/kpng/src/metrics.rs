@@ -6,6 +6,7 @@
 mod api;
 mod backends;
 mod changes;
+mod conntrack;
 mod kube;
 mod plan;
 mod process;
@@ -90,6 +91,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct Syncs {
+    services: Histogram,
     all: Histogram,
     full: Histogram,
     partial: Histogram,
@@ -122,6 +124,7 @@ impl Metrics {
         if let Some(traffic) = &traffic {
             registry.register_collector(Box::new(traffic::OfPorts(Arc::clone(traffic))));
         }
+        registry.register_collector(Box::new(conntrack::Table));
         register_others(&mut registry, sources);
         Self(Arc::new(Inner { registry, traffic, ..inner }))
     }
@@ -151,6 +154,11 @@ impl Metrics {
         sync.last.set(now());
         self.0.service_changes.pending.set(0);
         self.0.endpoint_changes.pending.set(0);
+    }
+
+    /// A sync was about so many services.
+    pub fn sync_size(&self, services: usize) {
+        self.0.sync.services.observe(f64::from(u32::try_from(services).unwrap_or(u32::MAX)));
     }
 
     /// This plan is in force. `changed` names the services that differ from the last call; `None`
@@ -256,6 +264,7 @@ impl Changes {
 impl Syncs {
     fn register(registry: &mut Registry) -> Self {
         let this = Self {
+            services: Histogram::new(exponential_buckets(1.0, 4.0, 9)),
             all: sync_histogram(),
             full: sync_histogram(),
             partial: sync_histogram(),
@@ -379,6 +388,8 @@ impl Inner {
             "Elements that such tables can hold; they grow by themselves",
             self.table_capacity.clone(),
         );
+        let about = self.sync.services.clone();
+        own.register("sync_services", "Services that a sync was about", about);
         own.register("services", "Services that this node serves", self.services.clone());
         own.register(
             "node_local_events",

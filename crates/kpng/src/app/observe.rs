@@ -79,6 +79,8 @@ impl Observer {
         let Synced { plan, changes, full, duration, .. } = *synced;
         self.metrics.changes(synced.taken.0, synced.taken.1);
         self.metrics.sync_done(full, duration, synced.result);
+        let services = if full { plan.services().len() } else { changes.services.len() };
+        self.metrics.sync_size(services);
         self.metrics.set_usage(&synced.usage);
         self.doubts(changes, synced.conflicts);
         if let Err(error) = synced.result {

@@ -77,6 +77,8 @@ fn names_and_types() {
         kubeproxy_sync_proxy_rules_endpoint_changes_total counter
         kpng_build_info gauge
         kpng_journal_lag gauge
+        kpng_conntrack_entries gauge
+        kpng_conntrack_capacity gauge
         kpng_store_services gauge
         kpng_store_nodes gauge
         kpng_store_revision gauge
@@ -124,6 +126,7 @@ fn names_and_types() {
         kubeproxy_proxy_healthz_total counter
         kubeproxy_proxy_livez_total counter
         kpng_frontend_conflicts gauge
+        kpng_sync_services histogram
         kpng_services gauge
         kpng_node_local_events_total counter
     "#]]
