@@ -10,13 +10,14 @@ mod conntrack;
 mod kube;
 mod plan;
 mod process;
+mod syncs;
 mod text;
 mod traffic;
 
 use std::future::ready;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
 use kpng_api::{client, server};
@@ -28,10 +29,11 @@ use kpng_core::store::{Revision, Store};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 pub use changes::{Counted, count_changes};
+use syncs::{Syncs, now, sync_histogram};
 
 use crate::health::{ByCode, ProxyHealth};
 use crate::http::{Blocking, Handler, TEXT, answer, not_found};
@@ -39,7 +41,6 @@ use crate::http::{Blocking, Handler, TEXT, answer, not_found};
 /// How many may be answered at once: they want the same numbers, which others keep.
 const SCRAPES: usize = 2;
 
-type Seconds = Gauge<f64, AtomicU64>;
 type Label<V> = [(&'static str, V); 1];
 type PerFamily<M> = Family<Label<&'static str>, M, fn() -> M>;
 
@@ -89,18 +90,6 @@ struct Inner {
     traffic: Option<Arc<traffic::Traffic>>,
 }
 
-#[derive(Debug)]
-struct Syncs {
-    services: Histogram,
-    all: Histogram,
-    full: Histogram,
-    partial: Histogram,
-    failures: Counter,
-    cleanup_failures: Counter,
-    last: Seconds,
-    last_queued: Seconds,
-}
-
 /// Changes of one kind of object.
 #[derive(Debug, Default)]
 struct Changes {
@@ -143,17 +132,11 @@ impl Metrics {
 
     /// A sync of all services (`full`) or of those that changed ended after `duration`.
     pub fn sync_done<E>(&self, full: bool, duration: Duration, result: &Result<(), E>) {
-        let sync = &self.0.sync;
-        let seconds = duration.as_secs_f64();
-        sync.all.observe(seconds);
-        if full { &sync.full } else { &sync.partial }.observe(seconds);
-        if result.is_err() {
-            sync.failures.inc();
-            return;
+        self.0.sync.done(full, duration, result.is_ok());
+        if result.is_ok() {
+            self.0.service_changes.pending.set(0);
+            self.0.endpoint_changes.pending.set(0);
         }
-        sync.last.set(now());
-        self.0.service_changes.pending.set(0);
-        self.0.endpoint_changes.pending.set(0);
     }
 
     /// A sync was about so many services.
@@ -257,59 +240,6 @@ impl Changes {
         let prefix = format!("kubeproxy_sync_proxy_rules_{name}_changes");
         registry.register(format!("{prefix}_pending"), pending, this.pending.clone());
         registry.register(prefix, total, this.total.clone());
-        this
-    }
-}
-
-impl Syncs {
-    fn register(registry: &mut Registry) -> Self {
-        let this = Self {
-            services: Histogram::new(exponential_buckets(1.0, 4.0, 9)),
-            all: sync_histogram(),
-            full: sync_histogram(),
-            partial: sync_histogram(),
-            failures: Counter::default(),
-            cleanup_failures: Counter::default(),
-            last: Seconds::default(),
-            last_queued: Seconds::default(),
-        };
-        let registry = registry.sub_registry_with_prefix("kubeproxy");
-        let mut histogram = |name, help, histogram: &Histogram| {
-            registry.register(name, help, histogram.clone());
-        };
-        histogram("sync_proxy_rules_duration_seconds", "Duration of syncs", &this.all);
-        histogram(
-            "sync_full_proxy_rules_duration_seconds",
-            "Duration of syncs of all services",
-            &this.full,
-        );
-        histogram(
-            "sync_partial_proxy_rules_duration_seconds",
-            "Duration of syncs of changed services",
-            &this.partial,
-        );
-        let mut counter = |name, help, counter: &Counter| {
-            registry.register(name, help, counter.clone());
-        };
-        counter("sync_proxy_rules_nftables_sync_failures", "Failed syncs", &this.failures);
-        counter(
-            "sync_proxy_rules_nftables_cleanup_failures",
-            "Failed cleanups",
-            &this.cleanup_failures,
-        );
-        let mut seconds = |name, help, gauge: &Seconds| {
-            registry.register(name, help, gauge.clone());
-        };
-        seconds(
-            "sync_proxy_rules_last_timestamp_seconds",
-            "When a sync last succeeded",
-            &this.last,
-        );
-        seconds(
-            "sync_proxy_rules_last_queued_timestamp_seconds",
-            "When a sync was last asked for",
-            &this.last_queued,
-        );
         this
     }
 }
@@ -480,20 +410,11 @@ fn of(family: model::Family) -> Label<&'static str> {
     [("ip_family", family.name())]
 }
 
-/// kube-proxy's buckets: 1 ms to 16 s.
-fn sync_histogram() -> Histogram {
-    Histogram::new(exponential_buckets(0.001, 2.0, 15))
-}
-
 /// kube-proxy's buckets, made for the scalability objective on network programming.
 fn programming_histogram() -> Histogram {
     let steps = |from: u16, to: u16, width: usize| (from..=to).step_by(width).map(f64::from);
     let seconds = steps(1, 59, 1).chain(steps(60, 115, 5)).chain(steps(120, 300, 30));
     Histogram::new([0.25, 0.5].into_iter().chain(seconds))
-}
-
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 fn gauge(count: usize) -> i64 {

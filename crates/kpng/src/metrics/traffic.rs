@@ -113,7 +113,7 @@ impl Totals {
                 if before.is_none() && now.is_none() {
                     continue;
                 }
-                let total = ports.entry(port).or_insert(before.unwrap_or_default());
+                let total = ports.entry(port).or_insert_with(|| before.unwrap_or_default());
                 if let Some(now) = now {
                     grow(total, now, self.seen.get(&key));
                 }
