@@ -3,6 +3,8 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 
 fn node() -> impl Strategy<Value = String> {
     let pods = select(&["", "", "pods=none", "pods=interface"][..]);
@@ -75,4 +77,24 @@ fn service() -> impl Strategy<Value = String> {
 /// A state of the cluster in the language of fixtures.
 pub fn cluster() -> impl Strategy<Value = String> {
     (node(), vec(service(), 0..5)).prop_map(|(node, services)| node + &services.concat())
+}
+
+/// So many states, and with each so many packets of those that matter, `FROM -> TO:PORT/PROTOCOL`. The
+/// environment's `PROPTEST_RNG_SEED` makes them the same each time.
+///
+/// # Panics
+/// Never: nothing is filtered out.
+pub fn with_packets(states: usize, packets: usize) -> Vec<(String, Vec<String>)> {
+    let packet = (
+        select(&["pod1", "pod2", "remote1", "client", "blocked", "node"][..]),
+        select(&["cluster.1", "cluster.2", "lb.1", "lb.2", "ext.1", "node", "node-alt"][..]),
+        select(&["80", "81", "30001", "30002"][..]),
+        select(&["TCP", "TCP", "UDP"][..]),
+    );
+    let packet =
+        packet.prop_map(|(from, to, port, protocol)| format!("{from} -> {to}:{port}/{protocol}"));
+    let strategy = (cluster(), vec(packet, packets));
+    let mut runner = TestRunner::default();
+    let mut next = || strategy.new_tree(&mut runner).expect("nothing is filtered out").current();
+    (0..states).map(|_| next()).collect()
 }

@@ -24,7 +24,7 @@ pub(crate) fn table(family: Family) -> Table {
 pub(crate) fn sets() -> Vec<SetDef> {
     let set = |name, key: &[Field], data, interval| {
         let (key, dynamic) = (key.to_vec(), None);
-        SetDef { name, key, data, interval, dynamic, comment: "" }
+        SetDef { name, key, data, interval, dynamic, counted: false, comment: "" }
     };
     let guarded = [&VIP[..], &[Field::Saddr]].concat();
     let stuck = [Field::Saddr, Field::Constant(0), Field::Constant(0)];
