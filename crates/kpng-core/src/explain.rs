@@ -257,23 +257,15 @@ struct Relevant<V> {
 
 impl<V: Consider> Relevant<V> {
     fn find(store: &Store<V>, here: &Here, query: &Query) -> Option<Self> {
-        let mut snapshot = store.snapshot()?;
-        let node = snapshot.nodes.remove(&here.node);
+        let node = store.node(&here.node);
         let place = Place::of(&here.node, node.as_deref());
-        let mut found = Self {
-            node,
-            services: Vec::new(),
-            from_node: here.owns(query.source),
-            source: None,
-            place,
-        };
-        for (key, state) in snapshot.services {
-            found.look_at(key, state, query);
-        }
-        Some(found)
+        let from_node = here.owns(query.source);
+        let mut found = Self { node, services: Vec::new(), from_node, source: None, place };
+        let all = store.look_through(|key, state| found.look_at(key, state, query));
+        all.then_some(found)
     }
 
-    fn look_at(&mut self, key: NamespacedName, state: Arc<V>, query: &Query) {
+    fn look_at(&mut self, key: &NamespacedName, state: &Arc<V>, query: &Query) {
         if let Some((pod, local)) = state.endpoint_at(query.source, &self.place) {
             self.source = Some((pod.map(Box::from), local));
         }
@@ -287,7 +279,7 @@ impl<V: Consider> Relevant<V> {
                 || service.health_check_node_port == Some(query.port)
         });
         if has_frontend || state.endpoint_at(query.destination, &self.place).is_some() {
-            self.services.push((key, state));
+            self.services.push((key.clone(), Arc::clone(state)));
         }
     }
 

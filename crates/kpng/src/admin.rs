@@ -30,6 +30,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use kpng_api::server::{UnixSocket, listen_unix};
 use kpng_core::explain::Here;
+use kpng_core::local::Place;
 use kpng_core::plan::NodeFacts;
 use kpng_core::store::Store;
 use kpng_linux::memory::give_back;
@@ -181,6 +182,11 @@ impl<V: Inspect> Admin<V> {
     pub(crate) fn facts(&self) -> anyhow::Result<NodeFacts> {
         let facts = self.facts.borrow().clone();
         facts.context("kpng does not know the node yet; try again in a moment")
+    }
+
+    /// Where the node is, as far as that is known.
+    pub(crate) fn place(&self) -> Place {
+        Place::of(&self.node, self.store.node(&self.node).as_deref())
     }
 
     /// The process as it is now.

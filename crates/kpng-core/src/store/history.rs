@@ -194,7 +194,8 @@ impl<V: PartialEq> History<V> {
     }
 }
 
-fn after<K: ?Sized>(last: Option<&K>) -> Bound<&K> {
+/// Where to go on behind `last`, or to begin.
+pub(super) fn after<K: ?Sized>(last: Option<&K>) -> Bound<&K> {
     last.map_or(Bound::Unbounded, Bound::Excluded)
 }
 

@@ -1,8 +1,10 @@
 //! The whole state of one revision, for those who look at all of it once.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
+use super::history::after;
 use super::{Change, Revision, Store, Update};
 use crate::model::{NamespacedName, Node, ServiceState};
 
@@ -20,6 +22,9 @@ pub struct Snapshot<V = ServiceState> {
 /// How many values are taken under the store's lock at once.
 const PAGE: usize = 1000;
 
+/// How many values are looked at under the store's lock at once.
+const LOOKS: usize = 200;
+
 impl<V: PartialEq> Store<V> {
     /// Everything; `None` while the store is not complete. Who writes meanwhile waits for a thousand
     /// values at most.
@@ -35,6 +40,29 @@ impl<V: PartialEq> Store<V> {
                 return Some(snapshot);
             }
         }
+    }
+
+    /// Shows all Services (or orphaned slices' owners) to `look`, sorted, each as it is by then. Nothing
+    /// is copied. Who writes meanwhile waits for a few hundred looks at most. `false` while the store is
+    /// not complete.
+    pub fn look_through(&self, mut look: impl FnMut(&NamespacedName, &Arc<V>)) -> bool {
+        let mut last = None;
+        while self.is_synced() {
+            let history = self.0.lock();
+            let mut seen = None;
+            let unseen = history.services.range((after(last.as_ref()), Bound::Unbounded));
+            let mut count = 0;
+            for (key, value) in unseen.take(LOOKS) {
+                look(key, value);
+                seen = Some(key);
+                count += 1;
+            }
+            if count < LOOKS {
+                return true;
+            }
+            last = seen.cloned();
+        }
+        false
     }
 }
 

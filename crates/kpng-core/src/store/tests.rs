@@ -160,3 +160,20 @@ fn a_store_of_local_services_tells_what_changed() {
     drop(writer);
     assert!(store.is_closed());
 }
+
+#[test]
+fn all_services_are_looked_through_in_order_however_many() {
+    let (mut writer, store) = Store::new();
+    assert!(!store.look_through(|_, _| panic!("it is not complete")));
+    for count in [0, 1, 199, 200, 201, 1000] {
+        let mut batch = Batch::new();
+        (0..count).for_each(|number| batch.set_service(key(number), Service::default()));
+        Kind::ALL.into_iter().for_each(|kind| batch.mark_synced(kind));
+        writer.apply(batch);
+        let mut seen = Vec::new();
+        assert!(store.look_through(|key, _| seen.push(key.clone())));
+        assert!(seen.is_sorted() && seen.len() as u64 == count, "{count}");
+        seen.dedup();
+        assert_eq!(seen.len() as u64, count);
+    }
+}

@@ -31,17 +31,16 @@ pub(super) fn detail<V: Inspect>(
     page: usize,
 ) -> anyhow::Result<Option<Value>> {
     let facts = process.facts()?;
-    let mut snapshot = process.store.snapshot().ok_or_else(not_complete)?;
-    let revision = snapshot.revision;
-    let node = snapshot.nodes.get(&process.node);
-    let place = Place::of(&process.node, node.map(|node| &**node));
-    let Some(state) = snapshot.services.get(key).cloned() else { return Ok(None) };
+    let (store, place) = (&process.store, process.place());
+    let revision = store.revision();
+    if !store.is_synced() {
+        return Err(not_complete());
+    }
+    let Some(state) = store.service(key) else { return Ok(None) };
     let Some(local) = state.localize(key, &place) else { return Ok(None) };
     let service = &*local.service;
-    // What is planned depends on the services that claim the same frontends, and on no others.
-    keep_rivals(&mut snapshot, key, service);
     let mut planner = Planner::new(Arc::clone(&process.node), facts);
-    planner.update(&snapshot.into_update());
+    planner.update(&rivals(process, key, service).into_update());
     let plan = planner.plan();
     let policies = policies(&local, plan.facts());
     let endpoints = Endpoints::of(&*state, service, &place);
@@ -83,20 +82,26 @@ pub(super) fn detail<V: Inspect>(
     Ok(Some(value))
 }
 
-/// Leaves the services that may claim the same frontends.
-fn keep_rivals<V: Inspect>(snapshot: &mut Snapshot<V>, key: &NamespacedName, service: &Service) {
+/// What is planned for a service depends on those that claim the same frontends, and on no others.
+fn rivals<V: Inspect>(process: &Admin<V>, key: &NamespacedName, service: &Service) -> Snapshot<V> {
     let node_ports = |service: &Service| -> Vec<_> {
         service.ports.iter().filter_map(|port| port.node_port).collect()
     };
     let ours: BTreeSet<IpAddr> = addresses(service).collect();
     let our_ports: BTreeSet<u16> = node_ports(service).into_iter().collect();
-    snapshot.services.retain(|other, state| {
-        let claims = |service: &Arc<Service>| {
-            addresses(service).any(|ip| ours.contains(&ip))
-                || node_ports(service).iter().any(|port| our_ports.contains(port))
-        };
-        other == key || state.service().is_some_and(claims)
+    let claims = |service: &Arc<Service>| {
+        addresses(service).any(|ip| ours.contains(&ip))
+            || node_ports(service).iter().any(|port| our_ports.contains(port))
+    };
+    let mut services = BTreeMap::new();
+    process.store.look_through(|other, state| {
+        if other == key || state.service().is_some_and(claims) {
+            services.insert(other.clone(), Arc::clone(state));
+        }
     });
+    let node = process.store.node(&process.node);
+    let nodes = node.into_iter().map(|node| (Arc::clone(&process.node), node)).collect();
+    Snapshot { revision: process.store.revision(), services, nodes }
 }
 
 /// Which port of the service a frontend is for. Of several alike the first counts.

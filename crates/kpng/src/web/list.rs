@@ -28,31 +28,57 @@ pub(super) fn list<V: Inspect>(
     page: usize,
 ) -> anyhow::Result<Value> {
     let facts = process.facts()?;
-    let snapshot = process.store.snapshot().ok_or_else(not_complete)?;
-    let node = snapshot.nodes.get(&process.node);
-    let place = Place::of(&process.node, node.map(|node| &**node));
-    let services = snapshot.services.iter().filter_map(|(key, state)| {
-        let service = state.service()?;
-        Some((key, service, state))
-    });
-    let mut all = 0;
-    let found: Vec<_> = services
-        .inspect(|_| all += 1)
-        .filter(|&(key, service, state)| search.finds(key, service, &**state, &place))
-        .collect();
-    let pages = found.len().div_ceil(ROWS).max(1);
-    let page = page.clamp(1, pages);
-    let shown = found.iter().skip((page - 1) * ROWS).take(ROWS);
-    let rows: Vec<_> =
-        shown.map(|(key, service, state)| row(key, service, state, &place, &facts)).collect();
+    let (revision, place) = (process.store.revision(), process.place());
+    let mut found = Found::look(process, search, &place, page)?;
+    if page > found.pages() {
+        found = Found::look(process, search, &place, found.pages())?;
+    }
+    let rows =
+        found.shown.iter().map(|(key, service, state)| row(key, service, state, &place, &facts));
     Ok(json!({
-        "revision": snapshot.revision,
-        "all": all,
-        "found": found.len(),
-        "page": page,
-        "pages": pages,
-        "services": rows,
+        "revision": revision,
+        "all": found.all,
+        "found": found.count,
+        "page": found.page,
+        "pages": found.pages(),
+        "services": rows.collect::<Vec<_>>(),
     }))
+}
+
+/// What a search has found.
+struct Found<V> {
+    all: usize,
+    count: usize,
+    page: usize,
+    /// Those of the page.
+    shown: Vec<(NamespacedName, Arc<Service>, Arc<V>)>,
+}
+
+impl<V: Inspect> Found<V> {
+    fn look(
+        process: &Admin<V>,
+        search: &Search,
+        place: &Place,
+        page: usize,
+    ) -> anyhow::Result<Self> {
+        let page = page.max(1);
+        let mut found = Self { all: 0, count: 0, page, shown: Vec::new() };
+        let is_complete = process.store.look_through(|key, state| {
+            let Some(service) = state.service() else { return };
+            found.all += 1;
+            if search.finds(key, service, &**state, place) {
+                if found.count / ROWS == page - 1 {
+                    found.shown.push((key.clone(), Arc::clone(service), Arc::clone(state)));
+                }
+                found.count += 1;
+            }
+        });
+        if is_complete { Ok(found) } else { Err(not_complete()) }
+    }
+
+    fn pages(&self) -> usize {
+        self.count.div_ceil(ROWS).max(1)
+    }
 }
 
 fn row<V: Inspect>(

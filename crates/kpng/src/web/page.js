@@ -416,8 +416,13 @@ function viewOf({ steps }) {
   return steps[0] in VIEWS && steps.length === 1 ? steps[0] : null;
 }
 
-// These depend on nothing else than what is known and in force, and on their address.
-const LASTING = new Set(["services", "changes", "explain"]);
+// What an answer depends on beside the address, where that is known: it need not be asked for again as
+// long as that is the same. An explanation is of the moment when somebody asked.
+const VERSIONS = {
+  services: ({ source, facts }) => [source.revision, facts],
+  changes: ({ changes }) => changes,
+  explain: () => 0,
+};
 
 let round = 0;
 let timer;
@@ -443,9 +448,8 @@ async function refresh(entered) {
     if (mine !== round) return;
     showStatus(status);
     if (!view) throw new Error("There is nothing at this address.");
-    const { source, sync, facts, changes } = status;
-    now = JSON.stringify([location.hash, { ...source, lastContact: null }, sync, facts, changes]);
-    if (entered || !LASTING.has(view) || now !== shown) {
+    now = VERSIONS[view] ? JSON.stringify([location.hash, VERSIONS[view](status)]) : undefined;
+    if (entered || now === undefined || now !== shown) {
       render = await VIEWS[view]({ ...here, status, entered });
     }
   } catch (error) {
