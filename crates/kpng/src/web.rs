@@ -33,6 +33,7 @@ use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 use hyper::{Method, StatusCode};
 use kpng_core::model::NamespacedName;
+use kpng_linux::memory::give_back;
 use serde_json::{Value, json};
 use tracing::debug;
 
@@ -136,7 +137,10 @@ impl<V: Inspect> Web<V> {
             ["explain"] => {
                 let question = Question::explain(&parameters)
                     .map_err(|text| Refusal(StatusCode::BAD_REQUEST, text))?;
-                let explained = self.process.explain(&question)?;
+                let explained = self.process.explain(&question);
+                // All that the kernel holds may have been in memory.
+                give_back();
+                let explained = explained?;
                 let mut value = explained.json();
                 value["text"] = json!(explained.to_string());
                 Ok(value)
