@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
 use kpng_api::{client, server};
-use kpng_core::backend::{self, Capability, Counting, Usage};
+use kpng_core::backend::{self, Capability, Counting, Counts, Usage};
 use kpng_core::model;
 use kpng_core::model::NamespacedName;
 use kpng_core::plan::Plan;
@@ -34,6 +34,7 @@ use prometheus_client::registry::Registry;
 
 pub use changes::{Counted, count_changes};
 use syncs::{Syncs, now, sync_histogram};
+pub(crate) use traffic::Port;
 
 use crate::health::{ByCode, ProxyHealth};
 use crate::http::{Blocking, Handler, TEXT, answer, not_found};
@@ -205,6 +206,12 @@ impl Metrics {
     /// The backend could not remove what it had installed.
     pub fn cleanup_failed(&self) {
         self.0.sync.cleanup_failures.inc();
+    }
+
+    /// What was counted at the ports of a service, as `/metrics` tells it; nothing where nobody counts.
+    /// It asks the backend, so it blocks.
+    pub(crate) fn traffic(&self, service: &NamespacedName) -> Vec<(Port, Counts)> {
+        self.0.traffic.as_ref().map(|traffic| traffic.of(service)).unwrap_or_default()
     }
 
     /// Everything, in Prometheus' text format.

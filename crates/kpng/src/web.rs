@@ -41,6 +41,7 @@ use crate::admin::{Admin, Question};
 use crate::health::ProxyHealth;
 use crate::http::{Answer, Answering, Blocking, Handler, JSON, TEXT, answer, decode, parameters};
 use crate::inspect::Inspect;
+use crate::metrics::Metrics;
 
 pub use board::Board;
 pub use status::Source;
@@ -77,6 +78,8 @@ pub struct Web<V> {
     pub source: Source,
     /// Whether the proxy does its work.
     pub health: ProxyHealth,
+    /// What is counted at the ports of services.
+    pub metrics: Metrics,
 }
 
 impl<V: Inspect> Web<V> {
@@ -129,7 +132,8 @@ impl<V: Inspect> Web<V> {
             }
             ["services", namespace, name] => {
                 let key = NamespacedName::new(namespace, name);
-                let detail = detail::detail(&self.process, &key, page(&parameters)?)?;
+                let detail =
+                    detail::detail(&self.process, &self.metrics, &key, page(&parameters)?)?;
                 detail.ok_or_else(|| {
                     Refusal(StatusCode::NOT_FOUND, format!("there is no Service {key}"))
                 })

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context, bail};
+use kpng_core::Backend;
+use kpng_core::backend::Counting;
 use kpng_core::local::Localize;
 use kpng_core::model::Family;
 use kpng_core::plan::Planner;
@@ -19,7 +21,7 @@ use crate::events::Events;
 use crate::gaps::GapWatch;
 use crate::health::ProxyHealth;
 use crate::kube_proxy;
-use crate::metrics::{Metrics, Sources};
+use crate::metrics::{Counted, Metrics, Sources};
 use crate::node_facts::{self, Interfaces, NodeSettings, PodDetectionMode};
 use crate::node_setup::{self, ConntrackConfig};
 use crate::pipeline::Pipeline;
@@ -29,7 +31,7 @@ use crate::web::{Board, Web};
 
 use super::observe::Observer;
 use super::serving::{self, Beside, Serve};
-use super::source::Source;
+use super::source::{Running, Source};
 
 /// The name of this node: as told, or the host's.
 pub(super) fn name(told: Option<&str>) -> anyhow::Result<Arc<str>> {
@@ -64,16 +66,7 @@ pub(super) async fn run<S: Source<Value: Serve>>(
     let store = source.store.clone();
     info!(node = &*node, "waiting for the first complete state");
     let health = ProxyHealth::new(local.serving.health_timeout);
-    let metrics = Metrics::new(Sources {
-        health: &health,
-        store: &store,
-        kube: source.kube.clone(),
-        client: source.client.clone(),
-        server: api.stats(),
-        backend: backend.metrics(),
-        traffic: backend.traffic(),
-        counting: local.serving.service_metrics,
-    });
+    let metrics = metrics(&source, &api, &*backend, &health, local.serving.service_metrics);
     let api = api.serve(&store);
 
     let (facts, facts_receiver) = watch::channel(None);
@@ -85,8 +78,14 @@ pub(super) async fn run<S: Source<Value: Serve>>(
         choice,
         synced: Arc::clone(&synced),
     };
-    let (process, board) = (admin.clone(), Board::default());
-    let web = Web { process, board: board.clone(), source: source.tells(), health: health.clone() };
+    let board = Board::default();
+    let web = Web {
+        process: admin.clone(),
+        board: board.clone(),
+        source: source.tells(),
+        health: health.clone(),
+        metrics: metrics.clone(),
+    };
     let pages = serving::pages(&local.serving, web, metrics.handler(row.mode));
     let _probes = serving::probes(&local.serving, &health, pages)?;
     let _admin = serving::admin(local.admin_socket.as_deref(), admin).await?;
@@ -120,6 +119,26 @@ pub(super) async fn run<S: Source<Value: Serve>>(
     };
     source.beside(work).await?;
     api.end().await
+}
+
+/// What the parts of the process count.
+fn metrics<V: Counted>(
+    source: &Running<V>,
+    api: &Beside,
+    backend: &dyn Backend,
+    health: &ProxyHealth,
+    counting: Counting,
+) -> Metrics {
+    Metrics::new(Sources {
+        health,
+        store: &source.store,
+        kube: source.kube.clone(),
+        client: source.client.clone(),
+        server: api.stats(),
+        backend: backend.metrics(),
+        traffic: backend.traffic(),
+        counting,
+    })
 }
 
 /// Prints the ruleset for the first complete state.

@@ -44,11 +44,11 @@ struct Totals {
 
 /// A port of a Service, as its series are labelled.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Port {
-    service: NamespacedName,
-    number: u16,
-    protocol: Protocol,
-    name: Arc<str>,
+pub(crate) struct Port {
+    pub(crate) service: NamespacedName,
+    pub(crate) number: u16,
+    pub(crate) protocol: Protocol,
+    pub(crate) name: Arc<str>,
 }
 
 impl Traffic {
@@ -75,6 +75,13 @@ impl Traffic {
             }
             _ => services.plans.clone_from(plan.services()),
         }
+    }
+
+    /// The ports of a service that are counted. Reads the backend.
+    pub(super) fn of(&self, service: &NamespacedName) -> Vec<(Port, Counts)> {
+        let totals = self.read();
+        let of_service = totals.ports.iter().filter(|(port, _)| port.service == *service);
+        of_service.map(|(port, counts)| (port.clone(), *counts)).collect()
     }
 
     /// Reads the backend, and adds what is new. When it cannot be read, the numbers are as before.

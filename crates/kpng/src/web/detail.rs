@@ -19,14 +19,16 @@ use crate::admin::Admin;
 use crate::inspect::{
     Inspect, considered_json, exclusion_json, hints_json, not_complete, traffic_policy,
 };
+use crate::metrics::{Metrics, Port};
 
 /// So many endpoints of each port and family are a page.
 pub(super) const ENDPOINTS: usize = 200;
 
 /// The service `key`, with the page `page`, counted from 1, of its endpoints; one beyond the end is the
-/// last. `None` if there is no such service.
+/// last, and what was counted at its ports. `None` if there is no such service.
 pub(super) fn detail<V: Inspect>(
     process: &Admin<V>,
+    metrics: &Metrics,
     key: &NamespacedName,
     page: usize,
 ) -> anyhow::Result<Option<Value>> {
@@ -64,6 +66,7 @@ pub(super) fn detail<V: Inspect>(
         let check = check.map(|it| json!({ "port": it.port, "localReady": it.local_ready }));
         value["healthCheck"] = check.into();
     }
+    let traffic = metrics.traffic(key);
     let port = |(index, port): (usize, &ServicePort)| {
         let of_port = policies.iter().filter(|(key, _)| port_of(service, key) == Some(index));
         let of_port: Vec<_> = of_port.collect();
@@ -74,6 +77,11 @@ pub(super) fn detail<V: Inspect>(
             "protocol": port.protocol.name(),
             "port": port.port,
             "nodePort": port.node_port,
+            "traffic": traffic.iter().find(|(of, _)| is_port(of, port)).map(|(_, counts)| json!({
+                "connections": counts.connections,
+                "rejected": counts.rejected,
+                "dropped": counts.dropped,
+            })),
             "frontends": frontends.collect::<Vec<_>>(),
             "endpoints": endpoints.json(index, page, lists),
         })
@@ -102,6 +110,10 @@ fn rivals<V: Inspect>(process: &Admin<V>, key: &NamespacedName, service: &Servic
     let node = process.store.node(&process.node);
     let nodes = node.into_iter().map(|node| (Arc::clone(&process.node), node)).collect();
     Snapshot { revision: process.store.revision(), services, nodes }
+}
+
+fn is_port(counted: &Port, port: &ServicePort) -> bool {
+    (counted.number, counted.protocol, &counted.name) == (port.port, port.protocol, &port.name)
 }
 
 /// Which port of the service a frontend is for. Of several alike the first counts.

@@ -43,7 +43,7 @@ impl Source {
 
 impl<V: Inspect> Web<V> {
     pub(super) fn status(&self) -> Value {
-        let Self { process, board, source, health } = self;
+        let Self { process, board, source, health, .. } = self;
         let store = &process.store;
         let (services, nodes) = store.len();
         let lately = board.lately();

@@ -4,8 +4,9 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use expect_test::{expect, expect_file};
-use kpng_core::backend::BackendError;
-use kpng_core::plan::{Changes, Planner};
+use kpng_core::backend::{BackendError, Counting, Counts, Traffic};
+use kpng_core::model::Protocol;
+use kpng_core::plan::{At, Changes, FrontendKey, Planner};
 use kpng_core::store::{Batch, Reader, Store, Writer};
 use kpng_testkit::fixture::{NODE, fixture};
 use tokio::sync::watch;
@@ -13,6 +14,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::backends;
 use crate::http::{self, tests::ask};
+use crate::metrics::Sources;
 use crate::pipeline::{Event, Synced};
 
 const CLUSTER: &str = "
@@ -46,8 +48,34 @@ fn process(cluster: &str) -> Admin<kpng_core::model::ServiceState> {
 
 fn handler(process: Admin<kpng_core::model::ServiceState>, board: Board) -> Handler {
     let health = ProxyHealth::new(Duration::from_secs(60));
-    let web = Web { process, board, source: Source::default(), health };
+    let metrics = Metrics::new(Sources {
+        health: &health,
+        store: &process.store,
+        kube: None,
+        client: None,
+        server: None,
+        backend: None,
+        traffic: Some(Arc::new(Told)),
+        counting: Counting::Always,
+    });
+    let fixture = fixture(CLUSTER);
+    let mut planner = Planner::new(NODE, fixture.facts);
+    planner.update(&fixture.store.snapshot().unwrap().into_update());
+    metrics.planned(planner.plan(), None);
+    let web = Web { process, board, source: Source::default(), health, metrics };
     web.handler(http::at_once(|path| answer(StatusCode::OK, TEXT, format!("others: {path}"))))
+}
+
+/// A backend that has counted at one frontend, of default/shop.
+#[derive(Debug)]
+struct Told;
+
+impl Traffic for Told {
+    fn read(&self) -> Result<Vec<(FrontendKey, Counts)>, BackendError> {
+        let at = At::Vip([172, 30, 0, 2].into());
+        let counts = Counts { connections: 5, rejected: Some(2), dropped: None };
+        Ok(vec![(FrontendKey { at, protocol: Protocol::Tcp, port: 80 }, counts)])
+    }
 }
 
 /// The status and the JSON of an answer about a cluster.

@@ -11,10 +11,10 @@ use kpng_core::model::{
     TargetPort,
 };
 use kpng_core::store::{Batch, Kind, Store};
-use kpng_testkit::network::Network;
+use kpng_testkit::network::{Network, Outcome};
 
 use crate::browser::Browser;
-use crate::example::{network, state, write};
+use crate::example::{ask, network, state, write};
 use crate::file::FLAGS;
 use crate::process::{Kpng, http, http_by_name, run};
 
@@ -55,6 +55,8 @@ fn the_page_shows_a_service_and_follows_it_without_being_loaded_again() {
         assert!(service.contains(shown), "{shown} is not in {service}");
     }
     assert_eq!(browser.evaluate("location.hash"), "#/services/default/web");
+    (0..3).for_each(|_| assert!(matches!(ask(network.pod(3)), Outcome::Answered { .. })));
+    browser.wait_text("#service", |text| text.contains("traffic here: 3 new connections"));
     browser.evaluate("getSelection().selectAllChildren(document.querySelector('#service h2'))");
 
     let two = state(&["10.180.0.1", "10.180.0.3"]);
