@@ -92,10 +92,10 @@ impl Counters {
 
 impl Traffic for Counters {
     fn read(&self) -> Result<Vec<(FrontendKey, Counts)>, BackendError> {
-        let mut books = self.books();
         let mut all = Vec::new();
         for family in Family::ALL {
-            all.extend(books.read(family)?);
+            // Between the two the backend may go on.
+            all.extend(self.books().read(family)?);
         }
         Ok(all)
     }
