@@ -3,15 +3,19 @@
 //! A packet is written `FROM -> TO:PORT[/PROTOCOL] = OUTCOME`, where the outcome is `reject`,
 //! `drop`, `pass`, or the pods that may answer, each with `*` when its packets are masqueraded.
 
+mod counts;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use kpng_core::Backend;
-use kpng_core::backend::{Audit, BackendError, Capability, Gap};
+use kpng_core::backend::{Audit, BackendError, Capability, Gap, Traffic};
 use kpng_core::model::{Family, NamespacedName, Protocol};
 use kpng_core::plan::{FrontendKey, Packet, Plan, Planner, Verdict};
 use kpng_linux::rtnetlink::Rtnetlink;
+
+pub use counts::check_counts;
 
 use crate::cases::{Case, PORTS};
 use crate::fixture::{NODE, address, fixture};
@@ -251,6 +255,11 @@ impl<'a> OnNode<'a> {
         })
     }
 
+    /// Calls the backend's `traffic`.
+    pub fn traffic(&self) -> Option<Arc<dyn Traffic>> {
+        self.backend.lock().expect("no call panicked").traffic()
+    }
+
     /// Calls the backend's `gaps`.
     pub fn gaps(&self) -> &'static [Gap] {
         self.backend.lock().expect("no call panicked").gaps()
@@ -409,6 +418,19 @@ pub fn check_packets(case: &Case, network: &Network) -> Vec<String> {
     wrong
 }
 
+/// Sends one packet.
+fn send(probe: &Probe<'_>, network: &Network, family: Family) -> Outcome {
+    let from = host(network, probe.from);
+    let explicit = matches!(probe.from, "blocked" | "node-alt");
+    let source = explicit.then(|| address(probe.from, family));
+    let to = SocketAddr::new(address(probe.to, family), probe.port);
+    match probe.protocol {
+        Protocol::Tcp => from.tcp(source, to),
+        Protocol::Udp => from.udp(source, to),
+        Protocol::Sctp => from.sctp(source, to),
+    }
+}
+
 fn host<'n>(network: &'n Network, name: &str) -> &'n Host {
     let number = || name.trim_start_matches(char::is_alphabetic).parse().expect("a pod's number");
     match name {
@@ -426,15 +448,7 @@ fn check_packet(
     network: &Network,
     family: Family,
 ) -> Result<Option<String>, String> {
-    let from = host(network, probe.from);
-    let explicit = matches!(probe.from, "blocked" | "node-alt");
-    let source = explicit.then(|| address(probe.from, family));
-    let to = SocketAddr::new(address(probe.to, family), probe.port);
-    let send = || match probe.protocol {
-        Protocol::Tcp => from.tcp(source, to),
-        Protocol::Udp => from.udp(source, to),
-        Protocol::Sctp => from.sctp(source, to),
-    };
+    let send = || send(probe, network, family);
     let pods = match &probe.expected {
         Expected::Answers(pods) => pods,
         // The kernel refuses the node's own datagrams before they are sent (EPERM).
