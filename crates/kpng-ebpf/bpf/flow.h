@@ -83,17 +83,28 @@ INLINE int leaves_alike(const struct flow *a, const struct flow *b)
            a->source_port == b->source_port && a->destination_port == b->destination_port;
 }
 
-/* Takes the key of answers, unless a living flow of another connection has it. */
-FUNCTION int claim(const struct flow_key *answers, const struct flow *back)
+/* Takes the key of the flow's answers, unless a living flow of another connection has it. */
+FUNCTION int claim(const struct flow_key *key, const struct flow *flow)
 {
-    if (!answers || !back)
+    if (!key || !flow)
         return 0;
-    if (!bpf_map_update_elem(&flows, answers, back, BPF_NOEXIST))
+    struct flow_key answers = answers_to(flow, key->protocol);
+    struct flow back = back_from(key, flow);
+    if (!bpf_map_update_elem(&flows, &answers, &back, BPF_NOEXIST))
         return 1;
-    struct flow *other = bpf_map_lookup_elem(&flows, answers);
-    if (other && !leaves_alike(other, back) && !is_expired(other, answers->protocol, back->seen))
+    struct flow *other = bpf_map_lookup_elem(&flows, &answers);
+    if (other && !leaves_alike(other, &back) && !is_expired(other, answers.protocol, back.seen))
         return 0;
-    return bpf_map_update_elem(&flows, answers, back, BPF_ANY) == 0;
+    return bpf_map_update_elem(&flows, &answers, &back, BPF_ANY) == 0;
+}
+
+FUNCTION int put_flow(const struct flow_key *key, const struct flow *flow)
+{
+    if (!key || !flow)
+        return 0;
+    struct flow_key own_key = *key;
+    struct flow own_flow = *flow;
+    return bpf_map_update_elem(&flows, &own_key, &own_flow, BPF_ANY) == 0;
 }
 
 /* The port to try: the client's own at first when the range has a place for it, then any. */
@@ -115,13 +126,11 @@ FUNCTION int remember(const struct flow_key *key, struct flow *flow, int masquer
 {
     if (!key || !flow)
         return 0;
-    struct flow back = back_from(key, flow);
     __u32 random = bpf_get_prandom_u32();
     for (__u32 attempt = 0; attempt < PORT_TRIES; attempt++) {
         flow->source_port = source_port(key, masquerade, attempt, random);
-        struct flow_key answers = answers_to(flow, key->protocol);
-        if (claim(&answers, &back))
-            return bpf_map_update_elem(&flows, key, flow, BPF_ANY) == 0;
+        if (claim(key, flow))
+            return put_flow(key, flow);
     }
     return 0;
 }

@@ -15,7 +15,8 @@
 /*
  * A function that the kernel verifies by itself, for any arguments, so the time that this takes does
  * not multiply. Its pointers may be null for all the verifier knows, so each begins with
- * `if (!pointer)`. All stacks along a chain of calls together have 512 bytes.
+ * `if (!pointer)`. All stacks along a chain of calls together have 512 bytes. Before Linux 6.2, keys and
+ * values of maps may not be where such a pointer leads to, so they are copied.
  */
 #define FUNCTION __attribute__((noinline))
 

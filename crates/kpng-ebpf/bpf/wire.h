@@ -45,8 +45,9 @@ FUNCTION int follow_flow(const struct packet *packet, struct flow_key *to)
 {
     if (!packet || !to)
         return 0;
-    struct flow *flow = bpf_map_lookup_elem(&flows, &packet->key);
-    if (!flow || is_expired(flow, packet->key.protocol, now_seconds()))
+    struct flow_key key = packet->key;
+    struct flow *flow = bpf_map_lookup_elem(&flows, &key);
+    if (!flow || is_expired(flow, key.protocol, now_seconds()))
         return 0;
     /* The client uses the port again for another connection. */
     if (opens(packet) && flow->closing == CLOSED_BY_BOTH)
@@ -59,7 +60,7 @@ FUNCTION int follow_flow(const struct packet *packet, struct flow_key *to)
         .source_port = flow->source_port,
         .destination_port = flow->destination_port,
     };
-    touch(&packet->key, flow, closing_by(packet, flow));
+    touch(&key, flow, closing_by(packet, flow));
     return 1;
 }
 
