@@ -1,5 +1,6 @@
 //! UDP flows follow their endpoints: real packets through the nft backend, and a table of entries.
 
+#![cfg(feature = "nft")]
 #![expect(clippy::disallowed_methods, reason = "the conntrack tool shares no code with ours")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 

@@ -61,23 +61,36 @@ pub enum Chosen {
 impl BackendCommand {
     /// Whether it only prints what would be written, or removes what was.
     pub fn is_look(&self) -> bool {
-        let common = match self {
+        self.common().is_some_and(|common| common.dry_run || common.cleanup)
+    }
+
+    /// The flags that every backend with a data path has.
+    fn common(&self) -> Option<&BackendArgs> {
+        match self {
             #[cfg(feature = "nft")]
-            Self::ToNft(args) => &args.common,
+            Self::ToNft(args) => Some(&args.common),
             #[cfg(feature = "iptables")]
-            Self::ToIptables(args) => &args.common,
+            Self::ToIptables(args) => Some(&args.common),
             #[cfg(feature = "ebpf")]
-            Self::ToEbpf(args) => &args.common,
+            Self::ToEbpf(args) => Some(&args.common),
             #[cfg(feature = "ipvs")]
-            Self::ToIpvs(args) => &args.common,
+            Self::ToIpvs(args) => Some(&args.common),
             #[cfg(feature = "userspacelin")]
-            Self::ToUserspacelin(args) => &args.common,
-            Self::ToHealthchecks | Self::ToJson | Self::ToExec { .. } => return false,
-        };
-        common.dry_run || common.cleanup
+            Self::ToUserspacelin(args) => Some(&args.common),
+            Self::ToHealthchecks | Self::ToJson | Self::ToExec { .. } => None,
+        }
     }
 
     /// What was chosen, for a node with these flags.
+    #[cfg_attr(
+        not(any(
+            feature = "nft",
+            feature = "iptables",
+            feature = "ipvs",
+            feature = "userspacelin"
+        )),
+        expect(unused_variables, reason = "they are for backends that use conntrack")
+    )]
     pub fn chosen(self, local: &LocalArgs) -> Chosen {
         match self {
             #[cfg(feature = "nft")]
@@ -168,6 +181,16 @@ pub struct BackendArgs {
 
 impl BackendArgs {
     /// The backend `choice` with what these flags say it is to do.
+    #[cfg_attr(
+        not(any(
+            feature = "nft",
+            feature = "iptables",
+            feature = "ebpf",
+            feature = "ipvs",
+            feature = "userspacelin"
+        )),
+        expect(dead_code, reason = "there is no backend with a data path")
+    )]
     fn chosen(&self, choice: impl Choice + 'static) -> Chosen {
         let work = match *self {
             Self { cleanup: true, .. } => Work::Cleanup,
