@@ -19,6 +19,8 @@ need conntrack conntrack
 need clang clang
 need etcd etcd-server
 need openssl openssl
+need curl curl
+need tcpdump tcpdump
 need linux.uml user-mode-linux
 need ipvsadm ipvsadm
 need make make

@@ -1,9 +1,10 @@
-//! kpng's chores: `cargo xtask bench` and `cargo xtask tidy`.
+//! kpng's chores: `cargo xtask bench`, `cargo xtask pictures` and `cargo xtask tidy`.
 //!
 //! Whatever can be a test is one: `tidy` runs inside `cargo test` too. Benchmarks are apart, as they
 //! take long and their figures belong to one machine.
 
 mod bench;
+mod pictures;
 mod tidy;
 
 use anyhow::{Result, ensure};
@@ -21,6 +22,8 @@ struct Arguments {
 enum Chore {
     /// Measure what clusters of several sizes cost, and compare with the targets.
     Bench(bench::Arguments),
+    /// Draw the pictures of the documentation anew.
+    Pictures,
     /// Look for what does not belong into the sources.
     Tidy,
     /// Measure one size, in a process of its own.
@@ -40,6 +43,7 @@ fn main() -> Result<()> {
         Chore::Measure(arguments) => bench::measure(&arguments),
         Chore::Kpng(arguments) => kpng::app::run(*arguments).map(|_| ()),
         Chore::Watchers(arguments) => bench::watchers(&arguments),
+        Chore::Pictures => pictures::write(&tidy::root()).map(drop),
         Chore::Tidy => {
             let complaints = tidy::check(&tidy::root())?;
             ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
