@@ -274,7 +274,7 @@ fn the_api_server_may_be_away() {
     cluster.api(ApiServer::stop);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(by(network.pod(4), ips[0], 80).as_deref(), Some("pod1"), "the data path goes on");
-    let rules = run(&network.node, &["nft", "-a", "list", "ruleset"]);
+    let rules = run(&network.node, &["nft", "-s", "-a", "list", "ruleset"]);
     cluster.api(|api| {
         api.restart();
         let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/web-v4";
@@ -285,7 +285,7 @@ fn the_api_server_may_be_away() {
         by(network.pod(4), ips[0], 80).as_deref() == Some("pod2")
     });
     assert!(caught_up, "{}", cluster.kpng.log());
-    let after = run(&network.node, &["nft", "-a", "list", "ruleset"]);
+    let after = run(&network.node, &["nft", "-s", "-a", "list", "ruleset"]);
     let differing = rules.lines().zip(after.lines()).filter(|(a, b)| a != b).count();
     assert!(differing <= 4 && rules.lines().count() == after.lines().count(), "{after}");
 }

@@ -75,7 +75,7 @@ fn health_checks_alone_touch_no_data_path() {
     let mut nft = start(&network, &path, "nft");
     nft.wait_ready(&network.node);
     assert!(nft.terminate().success());
-    let before = run(&network.node, &["nft", "list", "ruleset"]);
+    let before = run(&network.node, &["nft", "-s", "list", "ruleset"]);
 
     let kpng = start(&network, &path, "healthchecks");
     kpng.wait_ready(&network.node);
@@ -93,7 +93,7 @@ fn health_checks_alone_touch_no_data_path() {
     eventually("the port says that there is an endpoint", || answers(" 200 "));
     write(&path, &state(&[]));
     eventually("the port says that there is none", || answers(" 503 "));
-    assert_eq!(run(&network.node, &["nft", "list", "ruleset"]), before, "it is another's");
+    assert_eq!(run(&network.node, &["nft", "-s", "list", "ruleset"]), before, "it is another's");
 }
 
 #[test]

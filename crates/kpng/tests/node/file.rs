@@ -45,7 +45,7 @@ fn rules_outlive_the_process_and_a_restart_changes_none() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.yaml");
     write(&path, &state(&["10.180.0.1", "10.180.0.2"]));
-    let list = || run(&network.node, &["nft", "-a", "list", "ruleset"]);
+    let list = || run(&network.node, &["nft", "-s", "-a", "list", "ruleset"]);
 
     let mut kpng = start(&network, &path);
     kpng.wait_ready(&network.node);

@@ -35,8 +35,9 @@ fn a_server_makes_the_rules_that_a_node_would_make() {
     let api = format!("unix://{}", folder.path().join("api.sock").display());
     write(&path, &state(&["10.180.0.1", "10.180.0.2"]));
     let input = format!("--input={}", path.display());
-    let rules =
-        |handles: &[&str]| run(&network.node, &[&["nft"], handles, &["list", "ruleset"]].concat());
+    let rules = |handles: &[&str]| {
+        run(&network.node, &[&["nft", "-s"], handles, &["list", "ruleset"]].concat())
+    };
 
     let mut alone = Kpng::start(&network.node, &[&["file", &input], FLAGS].concat());
     alone.wait_ready(&network.node);
