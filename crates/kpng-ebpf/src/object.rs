@@ -130,13 +130,14 @@ impl Object {
         let (keys, values): (Vec<_>, Vec<_>) =
             changes.addresses.iter().map(|(key, flags)| (*key, flags.to_ne_bytes())).unzip();
         sys::update(self.map("addresses"), &keys, &values).map_err(failed("addresses"))?;
-        let (keys, values): (Vec<_>, Vec<_>) =
-            changes.frontends.iter().map(|(key, value)| (*key, *value)).unzip();
+        let (keys, values): (Vec<_>, Vec<_>) = changes.frontends.iter().copied().unzip();
         sys::update(self.map("frontends"), &keys, &values).map_err(failed("frontends"))?;
         // What one service gave up, another may have taken.
-        let gone = changes.gone_frontends.iter().copied();
-        let gone: Vec<_> = gone.filter(|key| !changes.frontends.contains_key(key)).collect();
-        self.delete("frontends", &gone)?;
+        let mut gone = changes.gone_frontends.clone();
+        for key in &keys {
+            gone.remove(key);
+        }
+        self.delete("frontends", &gone.into_iter().collect::<Vec<_>>())?;
         let gone: Vec<_> = changes.gone_members.iter().map(|(key, _)| *key).collect();
         self.delete("members", &gone)
     }

@@ -26,8 +26,8 @@ pub(crate) struct Changes {
     pub(crate) members: Vec<MemberKey>,
     pub(crate) ranges: Vec<RangeKey>,
     pub(crate) addresses: BTreeMap<Address, u32>,
-    /// Written last.
-    pub(crate) frontends: BTreeMap<FrontendKey, Frontend>,
+    /// Written last, in this order. One may be there twice.
+    pub(crate) frontends: Vec<(FrontendKey, Frontend)>,
     /// Deleted after that, and at once.
     pub(crate) gone_frontends: BTreeSet<FrontendKey>,
     /// Endpoints that UDP flows may no longer use, deleted at once.
@@ -108,7 +108,7 @@ impl State {
         let new_frontends = new.as_ref().map_or(&[][..], |new| &new.frontends);
         for (frontend, value) in new_frontends {
             if find(old_frontends, frontend) != Some(value) {
-                changes.frontends.insert(*frontend, *value);
+                changes.frontends.push((*frontend, *value));
             }
         }
         for (frontend, _) in old_frontends {
@@ -202,7 +202,7 @@ impl State {
             *count += 1;
             if *count == 1 {
                 self.sizes.frontends += 1;
-                changes.frontends.insert(*key, layout::closed());
+                changes.frontends.push((*key, layout::closed()));
             }
         }
         for key in old.difference(&new) {

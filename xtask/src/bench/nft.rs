@@ -92,6 +92,7 @@ impl<'a> Node<'a> {
         figures.push("cold start, wall ms", ms(plan.wall + write.wall));
         figures.push("cold start, CPU ms", ms(plan.cpu + write.cpu));
         figures.push("... of it planning, CPU ms", ms(plan.cpu));
+        kpng_linux::memory::give_back(); // as kpng does when everything is in force
         let (now, peak) = resident()?;
         figures.push("RSS before, MiB", before);
         figures.push("RSS, MiB", now);
