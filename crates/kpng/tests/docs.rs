@@ -7,6 +7,7 @@
 //! A command that ends in ` &` runs on until the page ends. `<!-- beforehand: COMMAND -->` is executed
 //! too, unseen by readers. Commands run one after the other in a [`sandbox`] for each page.
 
+#![cfg(all(feature = "nft", feature = "playground"))]
 #![expect(clippy::disallowed_methods, reason = "commands are executed")]
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 #![expect(clippy::print_stdout, reason = "what is not run must be said where it is seen")]
@@ -60,13 +61,13 @@ fn check(path: &str) {
         for step in &block.steps {
             let place = format!("{path}:{}: {}", step.line, step.command);
             match (&block.manner, step.command.strip_suffix(" &")) {
-                (Manner::GoesOn, _) => drop(sandbox.start(&place, &step.command)),
+                (Manner::GoesOn, _) => sandbox.start(&place, &step.command),
                 (_, Some(command)) => sandbox.keep(&place, command),
                 (_, None) => run(sandbox, &place, step),
             }
         }
         if matches!(block.manner, Manner::GoesOn) {
-            sandbox.stop(&format!("{path}:{}", block.line));
+            sandbox.stop();
         }
     }
 }

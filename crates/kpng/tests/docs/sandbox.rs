@@ -113,10 +113,9 @@ impl Sandbox {
     }
 
     /// Starts a command that goes on until [`Sandbox::stop`], and waits until it does its work.
-    pub(crate) fn start(&mut self, place: &str, command: &str) -> String {
+    pub(crate) fn start(&mut self, place: &str, command: &str) {
         let log = self.launch(place, command);
-        self.started.push((place.to_owned(), log.clone()));
-        log
+        self.started.push((place.to_owned(), log));
     }
 
     /// Starts a command that goes on until the page ends, and waits until it does its work.
@@ -152,7 +151,7 @@ impl Sandbox {
     }
 
     /// Ends what goes on, the last first. Each must end as it should.
-    pub(crate) fn stop(&mut self, _block: &str) {
+    pub(crate) fn stop(&mut self) {
         for (place, log) in std::mem::take(&mut self.started).into_iter().rev() {
             let end = format!("kill $(cat {log}.pid) 2>/dev/null; wait $(cat {log}.pid)");
             let (code, _) = self.run(&place, &end);
