@@ -13,6 +13,7 @@
 mod activity;
 mod affinity;
 mod audit;
+mod counters;
 mod engine;
 mod names;
 mod pipes;
@@ -34,12 +35,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kpng_core::backend::{Audit, Backend, BackendError, Capability, Gap, Metrics};
+use kpng_core::backend::{Audit, Backend, BackendError, Capability, Gap, Metrics, Traffic};
 use kpng_core::model::{Family, NamespacedName};
 use kpng_core::plan::{FrontendKey, NodeFacts, Plan, ServicePlan};
 use kpng_linux::nft::{Change, Content, OwnedTable, owned_text};
 use kpng_linux::rtnetlink::Rtnetlink;
 
+use counters::Counters;
 use engine::{Engine, Ports};
 use routes::Routes;
 
@@ -132,6 +134,7 @@ pub struct Userspace {
     config: Config,
     tables: Vec<(Family, OwnedTable)>,
     routes: Arc<Routes>,
+    counters: Arc<Counters>,
     stats: Arc<stats::Stats>,
     engine: Option<Engine>,
     /// Another process serves this node now: the rules are its own.
@@ -156,8 +159,9 @@ impl Userspace {
         let open = |family| Ok((family, OwnedTable::open(names::table(family), names::sets())?));
         let tables = Family::ALL.into_iter().map(open).collect::<Result<_, Error>>()?;
         let (routes, stats) = (Arc::default(), Arc::default());
+        let counters = Arc::new(Counters::open(Arc::clone(&routes))?);
         let (engine, retired, written) = (None, Arc::default(), None);
-        Ok(Self { config, tables, routes, stats, engine, retired, written })
+        Ok(Self { config, tables, routes, counters, stats, engine, retired, written })
     }
 
     fn write_all(&mut self, plan: &Plan) -> Result<Written, Error> {
@@ -180,7 +184,8 @@ impl Userspace {
         // The proxy knows where a connection goes before any is led to it.
         self.routes.replace(plan);
         for (family, table) in &mut self.tables {
-            table.replace(&whole(plan, *family, &self.config, ports))?;
+            let content = whole(plan, *family, &self.config, ports);
+            self.counters.keep(table, plan, |table| table.replace(&content))?;
         }
         let services = plan.services().iter().map(|(key, plan)| (key.clone(), Arc::clone(plan)));
         Ok(Written { facts, services: services.collect() })
@@ -205,7 +210,7 @@ impl Userspace {
                 change.remove.extend(of(services.get(key)));
                 change.add.extend(of(plan.service(key)));
             }
-            table.change(&change)?;
+            self.counters.keep(table, plan, |table| table.change(&change))?;
         }
         for key in changed {
             match plan.service(key) {
@@ -267,6 +272,10 @@ impl Backend for Userspace {
 
     fn metrics(&self) -> Option<Arc<dyn Metrics>> {
         Some(Arc::<stats::Stats>::clone(&self.stats) as _)
+    }
+
+    fn traffic(&self) -> Option<Arc<dyn Traffic>> {
+        Some(Arc::<Counters>::clone(&self.counters) as _)
     }
 
     fn drain(&mut self) {

@@ -14,6 +14,7 @@ pub(crate) const REJECTED: &str = "rejected";
 pub(crate) const REJECTED_NODE_PORTS: &str = "rejected-node-ports";
 pub(crate) const DROPPED: &str = "dropped";
 pub(crate) const DROPPED_NODE_PORTS: &str = "dropped-node-ports";
+pub(crate) const STRANGERS: &str = "strangers";
 pub(crate) const GUARDED: &str = "guarded";
 pub(crate) const SOURCES: &str = "sources";
 pub(crate) const CLUSTER_IPS: &str = "cluster-ips";
@@ -72,11 +73,15 @@ pub(crate) fn from(mut key: Vec<Field>, origin: Origin) -> Vec<Field> {
     key
 }
 
+/// The sets whose elements count packets: what is found there is refused.
+pub(crate) const COUNTED: [&str; 5] =
+    [REJECTED, REJECTED_NODE_PORTS, DROPPED, DROPPED_NODE_PORTS, STRANGERS];
+
 /// All sets. A frontend is in those of its origins.
 pub(crate) fn sets() -> Vec<SetDef> {
     let set = |name, key: Vec<Field>, interval, comment| {
-        let (data, dynamic) = (Data::None, None);
-        SetDef { name, key, data, interval, dynamic, counted: false, comment }
+        let (data, dynamic, counted) = (Data::None, None, COUNTED.contains(&name));
+        SetDef { name, key, data, interval, dynamic, counted, comment }
     };
     let vips = |name, comment| set(name, from(vip_key(), Origin::Pod), false, comment);
     let ports = |name, comment| set(name, from(node_port_key(), Origin::Pod), false, comment);
@@ -89,6 +94,7 @@ pub(crate) fn sets() -> Vec<SetDef> {
         vips(DROPPED, "what is dropped"),
         ports(DROPPED_NODE_PORTS, "the same on node ports"),
         set(GUARDED, vip_key(), false, "not everybody may come in"),
+        set(STRANGERS, vip_key(), false, "the same: counts who was dropped"),
         set(SOURCES, guarded, true, "who may"),
         set(CLUSTER_IPS, vec![Field::Daddr], false, "closed but for their ports"),
         set(NODE_IPS, vec![Field::Daddr], false, "where node ports are served"),

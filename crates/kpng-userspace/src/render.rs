@@ -34,6 +34,7 @@ pub(crate) fn service(plan: &ServicePlan, family: Family) -> Vec<(&'static str, 
         }
         if let Some(sources) = &frontend.sources {
             elements.push(in_set(names::GUARDED, at));
+            elements.push(in_set(names::STRANGERS, at));
             for range in sources {
                 let last = Some(at.address(range.broadcast()));
                 let key = at.address(range.network());

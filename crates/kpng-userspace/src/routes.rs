@@ -24,6 +24,8 @@ pub(crate) struct Route {
     pools: [Option<Pool>; 3],
     /// UDP flows to others are dead.
     pub(crate) serving: Arc<[Target]>,
+    /// Connections and UDP flows there were. It goes on when the route is another.
+    pub(crate) connections: Arc<AtomicU64>,
 }
 
 /// The targets to choose from.
@@ -36,6 +38,11 @@ pub(crate) struct Pool {
 }
 
 impl Route {
+    /// A connection came.
+    pub(crate) fn count(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The pool for packets of this origin.
     pub(crate) fn pool(&self, origin: Origin) -> Option<&Pool> {
         let index = ORIGINS.iter().position(|other| *other == origin)?;
@@ -49,6 +56,8 @@ pub(crate) struct Routes {
     inner: RwLock<Inner>,
     generation: AtomicU64,
 }
+
+type Counts = HashMap<FrontendKey, Arc<AtomicU64>>;
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -80,11 +89,13 @@ impl Routes {
 
     /// Everything is as this plan says.
     pub(crate) fn replace(&self, plan: &Plan) {
-        let mut new = Inner { facts: Arc::clone(plan.facts()), ..Inner::default() };
+        let mut inner = self.write();
+        let counts = inner.counts();
+        *inner = Inner { facts: Arc::clone(plan.facts()), ..Inner::default() };
         for (key, service) in plan.services() {
-            new.add(key, service);
+            inner.add(key, service, &counts);
         }
-        *self.write() = new;
+        drop(inner);
         self.generation.fetch_add(1, Ordering::Release);
     }
 
@@ -96,19 +107,28 @@ impl Routes {
         new: Option<&ServicePlan>,
     ) {
         let mut inner = self.write();
+        let mut counts = HashMap::new();
         for frontend in old.iter().flat_map(|plan| &plan.frontends) {
             if let Entry::Occupied(owner) = inner.owners.entry(frontend.key())
                 && owner.get() == key
             {
                 owner.remove();
-                inner.routes.remove(&frontend.key());
+                let route = inner.routes.remove(&frontend.key());
+                counts.extend(route.map(|r| (frontend.key(), Arc::clone(&r.connections))));
             }
         }
         if let Some(plan) = new {
-            inner.add(key, plan);
+            inner.add(key, plan, &counts);
         }
         drop(inner);
         self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// How many connections there were to each frontend.
+    pub(crate) fn connections(&self) -> HashMap<FrontendKey, u64> {
+        let routes = &self.read().routes;
+        let count = |route: &Route| route.connections.load(Ordering::Relaxed);
+        routes.iter().map(|(key, route)| (*key, count(route))).collect()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
@@ -126,7 +146,14 @@ impl Inner {
             || self.facts.localhost_node_ports && ip == LOCALHOST
     }
 
-    fn add(&mut self, key: &NamespacedName, plan: &ServicePlan) {
+    fn counts(&self) -> Counts {
+        let of = |(key, route): (&FrontendKey, &Arc<Route>)| (*key, Arc::clone(&route.connections));
+        self.routes.iter().map(of).collect()
+    }
+
+    /// Frontends that move from one service to another keep what they have counted, as those do that
+    /// are in `counts`.
+    fn add(&mut self, key: &NamespacedName, plan: &ServicePlan, counts: &Counts) {
         let pools: Vec<_> = plan
             .pools
             .iter()
@@ -145,7 +172,10 @@ impl Inner {
                 }
                 Action::Reject | Action::Drop => None,
             };
+            let before = self.routes.get(&frontend.key()).map(|route| &route.connections);
+            let connections = before.or_else(|| counts.get(&frontend.key()));
             let route = Route {
+                connections: connections.cloned().unwrap_or_default(),
                 service_port: plan.port_identity(key, service_port).into(),
                 pools: ORIGINS.map(pool),
                 serving: port.serving.clone().into(),

@@ -119,7 +119,9 @@ fn refuse(origin: Origin) -> Vec<Rule> {
 }
 
 fn guard_and_refuse(facts: &NodeFacts) -> Vec<Rule> {
-    let guard = Rule::new([in_set(names::vip_key(), names::GUARDED), stranger(), drop()]);
+    let vip = |set| in_set(names::vip_key(), set);
+    // The last look-up counts.
+    let guard = Rule::new([vip(names::GUARDED), stranger(), vip(names::STRANGERS), drop()]);
     [vec![guard], by_origin(facts, refuse_chain)].concat()
 }
 

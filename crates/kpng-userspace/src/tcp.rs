@@ -107,6 +107,7 @@ async fn upstream(stream: &TcpStream, client: IpAddr, shared: &Shared) -> Option
     let to = original_destination(stream).ok()?;
     let route = shared.routes.find(to, Protocol::Tcp)?;
     let pool = route.pool(origin)?;
+    route.count();
     let (mut tried, mut silent) = (Vec::new(), Vec::new());
     let mut patience = PATIENCE.into_iter();
     let mut longest = PATIENCE[0];

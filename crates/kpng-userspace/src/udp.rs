@@ -149,6 +149,9 @@ impl Listener {
             shared.stats.at_limit.fetch_add(1, Ordering::Relaxed);
             return;
         };
+        if tried.is_empty() {
+            route.count();
+        }
         let client = key.0.ip().to_canonical();
         while tried.len() < ATTEMPTS
             && let Some(target) = shared.affinity.choose(&route, pool, client, &tried)

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 pub use compare::Comparison;
 
 use super::{
-    Batch, Bytes, Chain, Element, FoundTable, Monitor, Nftables, Rule, SetDef, Table, text,
+    Batch, Bytes, Chain, Element, FoundTable, Monitor, Nftables, Rule, SetDef, Table, Taken, text,
 };
 use crate::error::{Error, Result};
 
@@ -58,6 +58,8 @@ pub struct OwnedTable {
     disturbed: bool,
     /// What the kernel holds; `None` when that is not known.
     written: Option<Written>,
+    /// What deleted elements of counted sets had counted.
+    taken: Vec<Taken>,
 }
 
 /// What was written.
@@ -94,7 +96,15 @@ impl OwnedTable {
         let mut nft = Nftables::open()?;
         nft.tables(table.family)?;
         let sets = sets.into_iter().map(|set| (set.name, set)).collect();
-        Ok(Self { nft, table, sets, monitor: None, disturbed: false, written: None })
+        Ok(Self {
+            nft,
+            table,
+            sets,
+            monitor: None,
+            disturbed: false,
+            written: None,
+            taken: Vec::new(),
+        })
     }
 
     /// Makes the table hold exactly this, whatever it holds now.
@@ -126,7 +136,7 @@ impl OwnedTable {
             pending.replace(key.0, found.elements.remove(&key), Some(&written.elements[&key].0));
             if pending.count >= ELEMENTS_PER_TRANSACTION {
                 self.flush(&mut pending, &mut batch);
-                self.nft.commit(std::mem::take(&mut batch))?;
+                self.commit(std::mem::take(&mut batch))?;
                 self.read_monitor()?;
             }
         }
@@ -210,6 +220,12 @@ impl OwnedTable {
         self.nft.elements(&self.table, &self.sets[set])
     }
 
+    /// What elements of counted sets had counted that were deleted since the last call. Whoever has such
+    /// sets calls it after each change.
+    pub fn taken(&mut self) -> Vec<Taken> {
+        std::mem::take(&mut self.taken)
+    }
+
     /// Deletes the table, if it is there.
     ///
     /// # Errors
@@ -286,10 +302,15 @@ impl OwnedTable {
     /// removes the last jump to it, so there are two.
     fn commit_without(&mut self, chains: &[String], mut batch: Batch) -> Result<()> {
         chains.iter().for_each(|name| batch.flush_chain(&self.table, name));
-        self.nft.commit(batch)?;
+        self.commit(batch)?;
         let mut batch = Batch::new();
         chains.iter().for_each(|name| batch.delete_chain(&self.table, name));
-        self.nft.commit(batch)
+        self.commit(batch)
+    }
+
+    fn commit(&mut self, batch: Batch) -> Result<()> {
+        self.taken.extend(self.nft.commit_and_take(batch)?);
+        Ok(())
     }
 
     fn write_rules(&self, written: &mut Written, chains: &[(Chain, Vec<Rule>)], batch: &mut Batch) {
