@@ -45,7 +45,7 @@ impl Ebpf {
         let held = Held::read(&self.config.root)?;
         let (rest, audit) = (held.clone(), Audit::default());
         let mut comparison = Comparison { held: &held, rest, audit };
-        self.compare_attachments(&mut comparison.audit)?;
+        self.compare_attachments(&held, &mut comparison.audit)?;
         self.compare_maps(&held, &mut comparison.audit)?;
         for (key, service) in plan.by_importance() {
             comparison.service(key, service);
@@ -57,28 +57,38 @@ impl Ebpf {
     }
 
     /// Compares the attachments of programs.
-    fn compare_attachments(&mut self, audit: &mut Audit) -> Result<(), Error> {
+    fn compare_attachments(&mut self, held: &Held, audit: &mut Audit) -> Result<(), Error> {
         let mut links = Links::open(&self.config)?;
         let devices = self.config.chosen(self.devices.links()?);
         let wanted = links.wanted(&devices);
         for attachment in &wanted {
-            let state = links.state(attachment)?;
-            audit.count(state != State::Missing, || format!("attachment of {attachment}"));
-            if state == State::Elsewhere {
-                audit.found -= 1;
-                audit.differing.add(|| format!("attachment of {attachment}"));
+            let name = || format!("attachment of {attachment}");
+            let differs = match links.state(attachment)? {
+                State::Missing => {
+                    audit.count(false, name);
+                    continue;
+                }
+                State::Elsewhere => Some("it is elsewhere, or has ended"),
+                State::Here(program) if held.are_used_by(program)? => None,
+                State::Here(_) => Some("it looks at other tables"),
+            };
+            match differs {
+                None => audit.count(true, name),
+                Some(why) => {
+                    audit.wanted += 1;
+                    audit.differing.add(|| format!("{}: {why}", name()));
+                }
             }
         }
-        audit
-            .foreign
-            .extend(links.strangers(&wanted)?.into_iter().map(|name| format!("attachment {name}")));
+        let strangers = links.strangers(&wanted)?.into_iter();
+        audit.foreign.extend(strangers.map(|name| format!("attachment {name}")));
         Ok(())
     }
 
     /// Compares the maps as such.
     fn compare_maps(&self, held: &Held, audit: &mut Audit) -> Result<(), Error> {
         for name in names::TABLES {
-            audit.count(held.tables.contains(name), || format!("table {name}"));
+            audit.count(held.tables.contains_key(name), || format!("table {name}"));
         }
         for state in names::STATES {
             let path = names::state(&self.config.root, state.name);

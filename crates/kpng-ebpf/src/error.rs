@@ -65,6 +65,15 @@ pub enum Error {
         #[source]
         source: Box<ProgramError>,
     },
+    /// A program that is attached cannot be looked at.
+    #[error("cannot ask which maps program {program} uses: it takes root (CAP_SYS_ADMIN)")]
+    Running {
+        /// The kernel's number of it.
+        program: u32,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
     /// The object that this crate was built with is not the one that it expects.
     #[error("the object has no {name}: it was built from other sources")]
     Missing {

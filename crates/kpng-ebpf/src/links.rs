@@ -33,8 +33,8 @@ pub(crate) struct Attachment {
 /// What has become of an attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// It is where it shall be.
-    Here,
+    /// It is where it shall be, and runs the program with this number.
+    Here(u32),
     /// Its name stands for another one, or for one that has ended.
     Elsewhere,
     /// Nothing has its name.
@@ -147,8 +147,7 @@ impl Links {
         }
         let Some(place) = filters::place_of(hook) else { return Ok(()) };
         self.filters.attach(place, attachment.program, program)?;
-        let id = sys::program_id(program)
-            .map_err(|source| Error::Attach { name: name.clone(), source })?;
+        let id = sys::id(program).map_err(|source| Error::Attach { name: name.clone(), source })?;
         self.attached.insert(name, (hook, Held::Filter(id)));
         Ok(())
     }
@@ -220,13 +219,15 @@ impl Links {
     pub(crate) fn state(&mut self, attachment: &Attachment) -> Result<State, Error> {
         let path = names::link(&self.root, &attachment.name());
         let failed = |source| Error::Pin { what: "open", path: path.clone(), source };
-        Ok(match sys::pinned(&path).map_err(failed)? {
-            None => match filters::place_of(attachment.hook) {
-                Some(place) if self.filters.program(place)?.is_some() => State::Here,
-                _ => State::Missing,
-            },
-            Some(link) if self.is_ours(&link, attachment.hook) => State::Here,
-            Some(_) => State::Elsewhere,
+        let Some(link) = sys::pinned(&path).map_err(failed)? else {
+            let place = filters::place_of(attachment.hook);
+            let program = place.map(|place| self.filters.program(place)).transpose()?.flatten();
+            return Ok(program.map_or(State::Missing, State::Here));
+        };
+        let info = sys::link_info(link.as_fd()).map_err(failed)?;
+        Ok(match info.filter(|info| attachment.hook.is_of(*info, self.cgroup_id)) {
+            Some(info) => State::Here(info.program),
+            None => State::Elsewhere,
         })
     }
 

@@ -4,7 +4,7 @@
 //! and, in it, pointers to slices that outlive the call, of the lengths that the kernel is told.
 
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -16,6 +16,8 @@ const MAP_UPDATE_ELEM: u32 = 2;
 const MAP_LOOKUP_ELEM: u32 = 1;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
+const PROG_GET_FD_BY_ID: u32 = 13;
+const MAP_GET_FD_BY_ID: u32 = 14;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const MAP_DELETE_ELEM: u32 = 3;
 const MAP_GET_NEXT_KEY: u32 = 4;
@@ -268,6 +270,8 @@ pub(crate) struct LinkInfo {
     pub(crate) attached_to: u64,
     /// The kernel's number of the hook.
     pub(crate) hook: u32,
+    /// The kernel's number of the program.
+    pub(crate) program: u32,
 }
 
 const LINK_CGROUP: u32 = 3;
@@ -276,36 +280,64 @@ const LINK_TCX: u32 = 11;
 /// Asks what a link is attached to; `None` for links that we do not make.
 pub(crate) fn link_info(link: BorrowedFd<'_>) -> Result<Option<LinkInfo>> {
     let info = info::<64>(link)?;
-    let number = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes"));
-    Ok(match number(0) {
+    let number = |at| number(&info, at);
+    let (attached_to, hook) = match number(0) {
         LINK_CGROUP => {
             let id = u64::from_ne_bytes(info[16..24].try_into().expect("eight bytes"));
-            Some(LinkInfo { attached_to: id, hook: number(24) })
+            (id, number(24))
         }
-        LINK_TCX => Some(LinkInfo { attached_to: number(16).into(), hook: number(20) }),
-        _ => None,
-    })
+        LINK_TCX => (number(16).into(), number(20)),
+        _ => return Ok(None),
+    };
+    Ok(Some(LinkInfo { attached_to, hook, program: number(8) }))
 }
 
-/// The kernel's number of a program.
-pub(crate) fn program_id(program: BorrowedFd<'_>) -> Result<u32> {
-    let info = info::<64>(program)?;
-    Ok(u32::from_ne_bytes(info[4..8].try_into().expect("four bytes")))
+/// The kernel's number of a program, or of a map.
+pub(crate) fn id(object: BorrowedFd<'_>) -> Result<u32> {
+    Ok(number(&info::<64>(object)?, 4))
+}
+
+/// The maps that a program uses: names, and the kernel's numbers.
+pub(crate) fn maps_of(program: u32) -> Result<Vec<(String, u32)>> {
+    /// Ours use fewer.
+    const MOST: usize = 64;
+    let program = Attributes::new().u32(0, program).call_for_fd(PROG_GET_FD_BY_ID)?;
+    let (mut ids, mut info) = ([0_u32; MOST], [0; 64]);
+    let count = u32::try_from(MOST).expect("a few");
+    info[52..56].copy_from_slice(&count.to_ne_bytes());
+    info[56..64].copy_from_slice(&(ids.as_mut_ptr().addr() as u64).to_ne_bytes());
+    read_info(program.as_fd(), &mut info)?;
+    let count = (number(&info, 52) as usize).min(MOST);
+    let map = |id: &u32| {
+        let map = Attributes::new().u32(0, *id).call_for_fd(MAP_GET_FD_BY_ID)?;
+        let info = self::info::<80>(map.as_fd())?;
+        let name = info[24..40].split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok((String::from_utf8_lossy(name).into_owned(), *id))
+    };
+    ids[..count].iter().map(map).collect()
 }
 
 /// The length of a map's keys and values, and how many elements it holds at most.
 pub(crate) fn map_info(map: BorrowedFd<'_>) -> Result<(u32, u32, u32)> {
     let info = info::<80>(map)?;
-    let number = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes"));
-    Ok((number(8), number(12), number(16)))
+    Ok((number(&info, 8), number(&info, 12), number(&info, 16)))
 }
 
 fn info<const N: usize>(object: BorrowedFd<'_>) -> Result<[u8; N]> {
     let mut info = [0; N];
-    let length = u32::try_from(N).expect("a few bytes");
-    let attributes = Attributes::new().fd(0, object).u32(4, length);
-    attributes.pointer(8, info.as_mut_ptr()).call(OBJ_GET_INFO_BY_FD)?;
+    read_info(object, &mut info)?;
     Ok(info)
+}
+
+fn read_info(object: BorrowedFd<'_>, info: &mut [u8]) -> Result<()> {
+    let length = u32::try_from(info.len()).expect("a few bytes");
+    let attributes = Attributes::new().fd(0, object).u32(4, length);
+    attributes.pointer(8, info.as_mut_ptr()).call(OBJ_GET_INFO_BY_FD).map(drop)
+}
+
+/// A number in the machine's order.
+fn number(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
 impl Hook {
@@ -316,7 +348,7 @@ impl Hook {
             Self::Ingress(device) => (device.into(), BPF_TCX_INGRESS),
             Self::Egress(device) => (device.into(), BPF_TCX_EGRESS),
         };
-        info == LinkInfo { attached_to, hook }
+        (info.attached_to, info.hook) == (attached_to, hook)
     }
 }
 

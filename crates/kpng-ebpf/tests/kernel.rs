@@ -259,8 +259,19 @@ fn another_process_sees_what_differs_and_disturbs_nobody() {
 
     // The one at work notices what is gone, and all is well again.
     assert!(node.disturbed());
+    let [ours, aside] = ["tables/frontends", "before"].map(|name| place.pins.join(name));
+    std::fs::rename(&ours, &aside).unwrap();
     node.sync(planner.plan(), None);
     assert!(audit().is_equal() && !node.disturbed());
+
+    // As after a process that was killed when programs had new tables, but names the old ones.
+    std::fs::rename(&aside, &ours).unwrap();
+    let differs = audit().differing.names;
+    let first = "attachment of kpng_connect4 to the control group: it looks at other tables";
+    assert_eq!(differs.first().map(String::as_str), Some(first), "{differs:?}");
+    assert!(holds().iter().any(|line| line.ends_with("(looks at other tables)")), "{:?}", holds());
+    node.sync(planner.plan(), None);
+    assert!(audit().is_equal());
 }
 
 /// Runs a program on the node; gives what it prints.

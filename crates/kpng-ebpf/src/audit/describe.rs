@@ -57,19 +57,20 @@ impl Ebpf {
             };
             lines.push(format!("frontends {}: reject{state}", layout::frontend_text(&closed)));
         }
-        lines.extend(self.attachments()?);
+        lines.extend(self.attachments(&held)?);
         Ok(lines)
     }
 
     /// Where programs are attached, and where they are not but shall be.
-    fn attachments(&mut self) -> Result<Vec<String>, Error> {
+    fn attachments(&mut self, held: &Held) -> Result<Vec<String>, Error> {
         let mut links = Links::open(&self.config)?;
         let devices = self.config.chosen(self.devices.links()?);
         let (mut attached, mut lines) = (0, Vec::new());
         let wanted = links.wanted(&devices);
         for attachment in &wanted {
             match links.state(attachment)? {
-                State::Here => attached += 1,
+                State::Here(program) if held.are_used_by(program)? => attached += 1,
+                State::Here(_) => lines.push(format!("{attachment} (looks at other tables)")),
                 State::Elsewhere => lines.push(format!("{attachment} (attached elsewhere)")),
                 State::Missing => lines.push(format!("{attachment} (missing)")),
             }

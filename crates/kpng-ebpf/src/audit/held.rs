@@ -12,8 +12,8 @@ use crate::{Error, names, sys};
 /// The elements of all tables.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held {
-    /// The tables that are pinned; others have no elements.
-    pub(super) tables: HashSet<&'static str>,
+    /// The tables that are pinned, and the kernel's numbers of them; others have no elements.
+    pub(super) tables: HashMap<&'static str, u32>,
     pub(super) frontends: HashMap<FrontendKey, Frontend>,
     pub(super) targets: HashMap<TargetKey, Endpoint>,
     pub(super) members: HashSet<MemberKey>,
@@ -23,6 +23,17 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// Whether a program looks at these tables, and at no others with such a name.
+    pub(super) fn are_used_by(&self, program: u32) -> Result<bool, Error> {
+        let maps = match sys::maps_of(program) {
+            // It was replaced a moment ago.
+            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            maps => maps.map_err(|source| Error::Running { program, source })?,
+        };
+        let known = |name: &str| self.tables.get(name);
+        Ok(maps.iter().all(|(name, id)| known(name).is_none_or(|known| known == id)))
+    }
+
     /// Reads everything. A table of another shape counts as not there.
     pub(super) fn read(root: &Path) -> Result<Self, Error> {
         let mut held = Self::default();
@@ -38,8 +49,8 @@ impl Held {
                 "addresses" => extend(&table, &mut held.addresses, |key, value| (key, value)),
                 _ => extend(&table, &mut held.pod_devices, key_only),
             };
-            match read {
-                Ok(()) => drop(held.tables.insert(name)),
+            match read.and_then(|()| sys::id(table.as_fd())) {
+                Ok(id) => drop(held.tables.insert(name, id)),
                 Err(rustix::io::Errno::INVAL) => {}
                 Err(source) => return Err(Error::Map { what: "read", name, source }),
             }
