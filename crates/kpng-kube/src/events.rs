@@ -120,3 +120,27 @@ impl Session<'_> {
         self.stats.events()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_counted_and_nobody_waits() {
+        let stats = Arc::<Stats>::default();
+        let (recorder, _writer) = channel("node-a", Arc::clone(&stats));
+        let event = |scope| Event {
+            regarding: Regarding::Service(NamespacedName::new("shop", "web")),
+            related: None,
+            reason: "Reason",
+            action: "Act",
+            note: String::new(),
+            scope,
+        };
+        for _ in 0..MAX_WAITING + 3 {
+            recorder.record(event(Scope::Cluster));
+        }
+        recorder.record(event(Scope::Node));
+        assert_eq!(stats.events().dropped.get(), 3);
+    }
+}

@@ -37,13 +37,17 @@ fn config(server: &ApiServer) -> Config {
 
 impl Run {
     fn start(config: Config) -> Self {
+        Self::start_as("node-a", config)
+    }
+
+    fn start_as(node: &str, config: Config) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = { runtime }.worker_threads(1).enable_all().build();
         let runtime = runtime.expect("threads can be made");
         let (writer, store) = Store::new();
         let mut watcher = Watcher::new(config, writer).expect("the configuration is good");
         let stats = watcher.stats();
-        let recorder = watcher.record_events("node-a");
+        let recorder = watcher.record_events(node);
         let task = runtime.spawn(watcher.run(std::future::pending()));
         Self { runtime, store, stats, recorder, task }
     }
@@ -405,6 +409,32 @@ fn events_need_a_right_of_their_own() {
     let list = list["items"].as_array().unwrap();
     let ours = list.iter().filter(|event| event["reportingInstance"] == "node-a").count();
     assert_eq!((ours, events.failed.get(), events.dropped.get()), (2, 0, 0), "{list:#?}");
+}
+
+#[test]
+fn many_nodes_say_it_once() {
+    const NODES: usize = 20;
+    let Some(server) = ApiServer::start() else { return };
+    let runs: Vec<_> =
+        (0..NODES).map(|node| Run::start_as(&format!("node-{node}"), config(&server))).collect();
+    let record = |run: &Run, reason, scope| {
+        let regarding = Regarding::Service(NamespacedName::new("default", "kubernetes"));
+        let (related, action, note) = (None, "Act", "a note".to_owned());
+        run.recorder.record(Event { regarding, related, reason, action, note, scope });
+    };
+    for run in &runs {
+        record(run, "First", Scope::Cluster);
+        record(run, "Second", Scope::Cluster);
+        record(run, "Own", Scope::Node);
+    }
+    for run in &runs {
+        let events = run.stats.events();
+        run.until("all three", |_| events.written.get() + events.said_by_others.get() == 3);
+    }
+    let list = server.rest().get("/apis/events.k8s.io/v1/namespaces/default/events");
+    let list = list["items"].as_array().unwrap();
+    let count = |reason| list.iter().filter(|event| event["reason"] == reason).count();
+    assert_eq!(["First", "Second", "Own"].map(count), [1, 1, NODES], "{list:#?}");
 }
 
 fn sleep_a_little() {

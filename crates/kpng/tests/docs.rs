@@ -39,7 +39,7 @@ const PAGES: [&str; 8] = [
 ];
 
 /// What has not arrived yet may come within this time.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
