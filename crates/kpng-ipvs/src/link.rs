@@ -93,10 +93,11 @@ impl AddressLink {
         Ok(found)
     }
 
-    /// Gives the link addresses. When it returns, packets to them are the node's own.
+    /// Gives the link addresses. When it returns, packets to them are the node's own; the kernel does
+    /// not masquerade with them.
     pub(crate) fn bind(&mut self, addresses: &Addresses) -> Result<(), Error> {
         for (number, address) in addresses.iter().enumerate() {
-            let result = self.rtnetlink.add_address(self.index, *address, prefix(*address));
+            let result = self.rtnetlink.add_inner_address(self.index, *address);
             unless(kpng_linux::Error::is_there_already, result)?;
             if number % CHANGES_PER_READING == 0 {
                 self.look()?;

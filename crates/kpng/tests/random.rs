@@ -1,4 +1,4 @@
-//! Every backend that this kernel can run, by real packets, in random states: what becomes of each is
+//! Every backend, by real packets, in random states: what becomes of each is
 //! what the plan decides. The table of cases has what people thought of.
 //!
 //! A process of its own, and one backend after the other, as eBPF programs are attached to the control
@@ -7,6 +7,7 @@
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use kpng::backends::{ALL, Choice};
 use kpng_core::plan::Plan;
@@ -14,6 +15,7 @@ use kpng_testkit::bpf::BpfPlace;
 use kpng_testkit::conformance::{
     Conformance, OnNode, all_services, network, plan_of, worth_sending,
 };
+use kpng_testkit::guest::in_guest;
 use kpng_testkit::network::Network;
 use kpng_testkit::random::with_packets;
 
@@ -38,6 +40,12 @@ fn iptables() {
 #[cfg(feature = "ebpf")]
 fn ebpf() {
     check("ebpf");
+}
+
+#[test]
+#[cfg(feature = "ipvs")]
+fn ipvs() {
+    in_guest(Duration::from_secs(300), || check("ipvs"));
 }
 
 #[test]
