@@ -15,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use kpng_testkit::bpf::BpfPlace;
 use kpng_testkit::network::{Host, Network};
+use rustix::process::Signal;
 
 use crate::example::{network, state, write};
 use crate::process::{Kpng, eventually, http, run};
@@ -30,8 +31,19 @@ fn answers(network: &Network, pod: &str) -> bool {
 
 #[test]
 fn the_data_path_outlives_the_process_until_it_is_cleaned_up() {
+    outlives_the_process("--attach=auto");
+}
+
+#[test]
+fn the_data_path_outlives_the_process_by_filters_too() {
+    outlives_the_process("--attach=clsact");
+}
+
+fn outlives_the_process(attach: &str) {
     let Some(network) = network() else { return };
     let place = BpfPlace::new(&network);
+    let qdiscs = || run(&network.node, &["tc", "qdisc", "show"]);
+    let qdiscs_before = qdiscs();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.yaml");
     write(&path, &state(&["10.180.0.1"]));
@@ -41,7 +53,7 @@ fn the_data_path_outlives_the_process_until_it_is_cleaned_up() {
     let start = |more: &[&str]| {
         let flags =
             ["--node-name=node-a", "--cluster-cidrs=10.0.0.0/8,fd00:180::/32", "--admin-socket="];
-        let command = ["file", &input, "to-local", "to-ebpf", &pins, &cgroup];
+        let command = ["file", &input, "to-local", "to-ebpf", &pins, &cgroup, attach];
         Kpng::start(&network.node, &[&command[..], &flags, more].concat())
     };
     let mut kpng = start(&[]);
@@ -66,7 +78,9 @@ fn the_data_path_outlives_the_process_until_it_is_cleaned_up() {
     assert!(flows >= 2.0 && capacity == f64::from(1 << 18), "{metrics}");
     // Keys and values alone take 96 bytes.
     assert!(bytes > 96.0 * capacity && value("bytes", "frontends") > 0.0, "{metrics}");
-    assert!(kpng.terminate().success());
+    assert_eq!(qdiscs() != qdiscs_before, attach == "--attach=clsact", "{}", qdiscs());
+    kpng.signal(Signal::KILL);
+    kpng.wait();
     assert!(answers(&network, "pod2"), "{}", kpng.log());
 
     write(&path, &state(&["10.180.0.1"]));
@@ -74,10 +88,12 @@ fn the_data_path_outlives_the_process_until_it_is_cleaned_up() {
     kpng.wait_ready(&network.node);
     assert!(answers(&network, "pod1"), "{}", kpng.log());
     assert!(kpng.terminate().success());
+    assert!(answers(&network, "pod1"), "SIGTERM leaves the data path as it is");
 
     let mut cleanup = start(&["--cleanup"]);
     assert!(cleanup.wait().success(), "{}", cleanup.log());
     assert!(!place.pins.exists());
+    assert_eq!(qdiscs(), qdiscs_before);
     eventually("nobody answers", || !answers(&network, "pod1"));
 }
 
