@@ -21,8 +21,11 @@ use crate::inspect::{
 };
 use crate::metrics::{Metrics, Port};
 
-/// So many endpoints of each port and family are a page.
-pub(super) const ENDPOINTS: usize = 200;
+/// So many endpoints of each port and family are a page at most.
+const ENDPOINTS: usize = 200;
+
+/// A service with many ports has about so many in a page, of all ports together.
+const ALL_ENDPOINTS: usize = 2000;
 
 /// The service `key`, with the page `page`, counted from 1, of its endpoints; one beyond the end is the
 /// last, and what was counted at its ports. `None` if there is no such service.
@@ -169,29 +172,36 @@ fn action_json(action: Action, planned: &ServicePlan) -> Value {
     }
 }
 
-/// All endpoints of a service, by the index of its port and their family.
-struct Endpoints(Vec<(usize, Family, PortEndpoints)>);
+/// All endpoints of a service.
+struct Endpoints {
+    /// By the index of the port and their family.
+    all: Vec<(usize, Family, PortEndpoints)>,
+    /// How many of each are a page.
+    page: usize,
+}
 
 impl Endpoints {
     fn of(state: &impl Inspect, service: &Service, place: &Place) -> Self {
         let ports = 0..service.ports.len();
         let both = ports.flat_map(|index| Family::ALL.map(|family| (index, family)));
         let all = both.map(|(index, family)| (index, family, state.consider(index, family, place)));
-        Self(all.filter(|(_, _, found)| !found.endpoints.is_empty()).collect())
+        let all: Vec<_> = all.filter(|(_, _, found)| !found.endpoints.is_empty()).collect();
+        let page = ALL_ENDPOINTS.checked_div(all.len()).unwrap_or(1).clamp(1, ENDPOINTS);
+        Self { all, page }
     }
 
     fn pages(&self) -> usize {
-        let longest = self.0.iter().map(|(_, _, found)| found.endpoints.len()).max();
-        longest.unwrap_or(0).div_ceil(ENDPOINTS).max(1)
+        let longest = self.all.iter().map(|(_, _, found)| found.endpoints.len()).max();
+        longest.unwrap_or(0).div_ceil(self.page).max(1)
     }
 
     /// Those of one port, of which the frontends of a family use these `lists`.
     fn json(&self, port: usize, page: usize, lists: impl Fn(Family) -> Vec<List>) -> Value {
-        let of_port = self.0.iter().filter(|(index, ..)| *index == port);
+        let of_port = self.all.iter().filter(|(index, ..)| *index == port);
         let family = |(_, family, found): &(usize, Family, PortEndpoints)| {
             let lists = lists(*family);
             let all = found.endpoints.iter();
-            let shown = all.clone().skip((page - 1) * ENDPOINTS).take(ENDPOINTS);
+            let shown = all.clone().skip((page - 1) * self.page).take(self.page);
             let chosen = all.filter(|endpoint| may_be_chosen(endpoint, &lists)).count();
             json!({
                 "family": family.name(),

@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use expect_test::{expect, expect_file};
 use kpng_core::backend::{BackendError, Counting, Counts, Traffic};
-use kpng_core::model::Protocol;
+use kpng_core::local::{LocalService, Localize, Place};
+use kpng_core::model::{Protocol, ServiceState};
 use kpng_core::plan::{At, Changes, FrontendKey, Planner};
-use kpng_core::store::{Batch, Reader, Store, Writer};
+use kpng_core::store::{Batch, LocalBatch, Reader, Store, Writer};
 use kpng_testkit::fixture::{NODE, fixture};
 use tokio::sync::watch;
 
 use super::*;
 use crate::backends;
 use crate::http::{self, tests::ask};
-use crate::metrics::Sources;
+use crate::metrics::{Counted, Sources};
 use crate::pipeline::{Event, Synced};
 
 const CLUSTER: &str = "
@@ -34,7 +35,7 @@ const CLUSTER: &str = "
       pod3
       remote3";
 
-fn process(cluster: &str) -> Admin<kpng_core::model::ServiceState> {
+fn process(cluster: &str) -> Admin<ServiceState> {
     let fixture = fixture(cluster);
     let healthchecks = backends::ALL.last().unwrap();
     Admin {
@@ -46,7 +47,7 @@ fn process(cluster: &str) -> Admin<kpng_core::model::ServiceState> {
     }
 }
 
-fn handler(process: Admin<kpng_core::model::ServiceState>, board: Board) -> Handler {
+fn handler<V: Inspect + Counted>(process: Admin<V>, board: Board) -> Handler {
     let health = ProxyHealth::new(Duration::from_secs(60));
     let metrics = Metrics::new(Sources {
         health: &health,
@@ -194,6 +195,45 @@ async fn endpoints_come_in_pages_too() {
         assert_eq!((endpoints[0]["address"].as_str(), endpoints.len()), (Some(first), shown));
         assert_eq!((&family["all"], &value["pages"]), (&json!(250), &json!(2)));
     }
+}
+
+#[tokio::test]
+async fn many_ports_share_a_page() {
+    let mut cluster = "service t/wide cluster4=cluster.1".to_owned();
+    (1..=100).for_each(|number| cluster += &format!(" port=p{number}:{number}"));
+    cluster += "\nslice t/wide";
+    (1..=100).for_each(|number| cluster += &format!(" p{number}={number}"));
+    (0..30).for_each(|number| cluster += &format!("\nremote{number} v4"));
+    let (_, value) = json_of(&cluster, "/api/services/t/wide").await;
+    let shown = |port: &Value| port["endpoints"][0]["page"].as_array().unwrap().len();
+    let ports = value["ports"].as_array().unwrap();
+    assert_eq!((ports.len(), ports.iter().map(shown).sum()), (100, 2000));
+    assert_eq!(value["pages"], 2);
+}
+
+/// What a server has worked out for the node is shown as far as it is known.
+#[tokio::test]
+async fn the_view_of_a_node_from_a_server() {
+    let fixture = fixture(CLUSTER);
+    let snapshot = fixture.store.snapshot().unwrap();
+    let place = Place::of(&NODE.into(), None);
+    let (mut writer, store) = Store::local();
+    let mut batch = LocalBatch::new();
+    for (key, state) in &snapshot.services {
+        batch.set_service(LocalService::clone(&state.localize(key, &place).unwrap()));
+    }
+    batch.mark_synced();
+    writer.apply(batch);
+    let Admin { node, facts, choice, synced, .. } = process(CLUSTER);
+    let handler = handler(Admin { store, node, facts, choice, synced }, Board::default());
+    let answers =
+        async |path| -> Value { serde_json::from_str(ask(&handler, path).await.body()).unwrap() };
+    assert_eq!(answers("/api/services?search=10.180.1.1").await["found"], 2);
+    let service = answers("/api/services/default/shop").await;
+    let family = &service["ports"][0]["endpoints"][0];
+    assert_eq!((&family["all"], &family["hints"]), (&json!(1), &Value::Null));
+    assert_eq!(family["page"][0]["excluded"]["local"]["name"], "not-local");
+    assert_eq!(service["ports"][0]["frontends"][1]["owner"], "default/thief");
 }
 
 #[tokio::test]
