@@ -1,7 +1,8 @@
 //! Attachments to devices by filters of the qdisc `clsact`, for kernels without tcx.
 //!
 //! A filter of ours is known by its place and its name, a qdisc of ours by a mark among the names of
-//! attachments. A qdisc goes with its last filter if it is ours; filters of others stay as they are.
+//! attachments. A qdisc goes with its last filter if it is ours; filters of others stay as they are. Where
+//! others use the older qdisc `ingress` there are filters for packets that arrive only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
@@ -41,7 +42,12 @@ impl Filters {
         name: &str,
         program: BorrowedFd<'_>,
     ) -> Result<(), Error> {
-        self.prepare(place.link, program)?;
+        if self.qdisc(place.link)?.is_none() {
+            self.add_qdisc(place.link, program)?;
+        }
+        if !self.has_room_for(place)? {
+            return Err(Error::OtherQdisc { device: place.link });
+        }
         let failed = |source| Error::Filter { name: name.to_owned(), source };
         match self.rtnetlink.bpf_filter(place).map_err(failed)? {
             Some(filter) if !is_ours(&filter) => Err(Error::Occupied { place, name: filter.name }),
@@ -51,6 +57,9 @@ impl Filters {
 
     /// The number of the program that a filter of ours gives packets to.
     pub(crate) fn program(&mut self, place: FilterPlace) -> Result<Option<u32>, Error> {
+        if !self.has_room_for(place)? {
+            return Ok(None);
+        }
         match self.rtnetlink.bpf_filter(place) {
             Err(error) if error.errno() == Some(Errno::NODEV) => Ok(None),
             found => Ok(found?.filter(is_ours).map(|filter| filter.program)),
@@ -61,7 +70,7 @@ impl Filters {
     /// anybody any more.
     pub(crate) fn retain(&mut self, kept: &BTreeSet<FilterPlace>) -> Result<(), Error> {
         let qdiscs = self.qdiscs()?.clone();
-        for (device, _) in qdiscs.iter().filter(|(_, kind)| *kind == CLSACT) {
+        for device in qdiscs.keys() {
             match self.retain_at(*device, kept) {
                 // It went meanwhile, with all that was there.
                 Err(Error::Kernel(error)) if error.errno() == Some(Errno::NODEV) => {}
@@ -100,13 +109,8 @@ impl Filters {
         unpin(&mark)
     }
 
-    /// Sees to it that the device has the qdisc. The mark is there before it.
-    fn prepare(&mut self, device: u32, program: BorrowedFd<'_>) -> Result<(), Error> {
-        match self.qdiscs()?.get(&device).map(String::as_str) {
-            Some(CLSACT) => return Ok(()),
-            Some(_) => return Err(Error::OtherQdisc { device }),
-            None => {}
-        }
+    /// Gives a device the qdisc. The mark is there before it.
+    fn add_qdisc(&mut self, device: u32, program: BorrowedFd<'_>) -> Result<(), Error> {
         let mark = names::qdisc(&self.root, device);
         unpin(&mark)?;
         let failed = |source| Error::Pin { what: "pin", path: mark.clone(), source };
@@ -115,15 +119,27 @@ impl Filters {
             unpin(&mark)?;
             return Err(Error::Filter { name: format!("the qdisc of device {device}"), source });
         }
-        self.qdiscs.get_or_insert_default().insert(device, CLSACT.to_owned());
+        self.qdiscs()?.insert(device, CLSACT.to_owned());
         Ok(())
     }
 
-    fn qdiscs(&mut self) -> Result<&BTreeMap<u32, String>, Error> {
-        if self.qdiscs.is_none() {
-            self.qdiscs = Some(self.rtnetlink.ingress_qdiscs()?.into_iter().collect());
-        }
-        Ok(self.qdiscs.get_or_insert_default())
+    /// Whether the device has a qdisc with filters of this direction. With `ingress`, any direction would
+    /// stand for packets that arrive.
+    fn has_room_for(&mut self, place: FilterPlace) -> Result<bool, Error> {
+        let kind = self.qdisc(place.link)?;
+        Ok(kind.is_some_and(|kind| kind == CLSACT || place.direction == Direction::Ingress))
+    }
+
+    fn qdisc(&mut self, device: u32) -> Result<Option<&str>, Error> {
+        Ok(self.qdiscs()?.get(&device).map(String::as_str))
+    }
+
+    fn qdiscs(&mut self) -> Result<&mut BTreeMap<u32, String>, Error> {
+        let known = match self.qdiscs.take() {
+            Some(known) => known,
+            None => self.rtnetlink.ingress_qdiscs()?.into_iter().collect(),
+        };
+        Ok(self.qdiscs.insert(known))
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use kpng_linux::rtnetlink::Link;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::filters::{self, Filters};
 use crate::object::Object;
@@ -51,6 +51,8 @@ pub(crate) struct Links {
     /// How devices are attached to.
     attach: Attach,
     filters: Filters,
+    /// Devices of which others' qdiscs are in the way of ours.
+    unfit: BTreeSet<u32>,
     /// By name.
     attached: BTreeMap<String, (Hook, Held)>,
 }
@@ -76,8 +78,8 @@ impl Links {
             rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
         let cgroup_id = fs::metadata(&path).map_err(failed)?.ino();
         let (root, filters) = (config.root.clone(), Filters::open(config.root.clone())?);
-        let (attach, attached) = (config.attach, BTreeMap::new());
-        Ok(Self { root, cgroup, cgroup_id, attach, filters, attached })
+        let (attach, unfit, attached) = (config.attach, BTreeSet::new(), BTreeMap::new());
+        Ok(Self { root, cgroup, cgroup_id, attach, filters, unfit, attached })
     }
 
     /// Attaches the programs everywhere, or puts them into the place of those that are attached.
@@ -103,6 +105,11 @@ impl Links {
             match self.attach_device(&attachment, object.program(attachment.program), replace) {
                 // A device may go at any time; the kernel reports that, too.
                 Err(error) if error.is_of_gone_device() => {}
+                Err(error @ Error::OtherQdisc { device }) => {
+                    if self.unfit.insert(device) {
+                        warn!("{error}");
+                    }
+                }
                 other => other?,
             }
             kept.insert(attachment.name());

@@ -355,6 +355,28 @@ fn filters_live_beside_those_of_others_and_follow_devices() {
 }
 
 #[test]
+fn filters_for_arriving_packets_can_be_had_from_the_older_qdisc() {
+    let Some(network) = network() else { return };
+    let place = BpfPlace::new(&network);
+    let tc = |line: &str| run(&network, &line.split(' ').collect::<Vec<_>>());
+    tc("tc qdisc add dev eth0 ingress");
+    let before = tc("tc qdisc show");
+    let planner = web("pod1");
+    let node = OnNode::new(&network, by_filters(&place));
+    node.sync(planner.plan(), None);
+    assert!(!node.disturbed());
+    for family in Family::ALL {
+        assert!(network.client.tcp(None, at("node", family, 30001)).answered_by().is_some());
+    }
+    let missing = node.audit(planner.plan()).unwrap().missing.names;
+    assert_eq!(missing, ["attachment of kpng_egress to device eth0"]);
+    assert!(tc("tc filter show dev eth0 ingress").contains("kpng_ingress"));
+    node.cleanup();
+    assert_eq!(tc("tc filter show dev eth0 ingress"), "");
+    assert_eq!(tc("tc qdisc show"), before);
+}
+
+#[test]
 fn a_restart_by_filters_loses_no_packet() {
     let Some(network) = network() else { return };
     let place = BpfPlace::new(&network);
