@@ -3,8 +3,10 @@
 // reads, selects or types stays.
 "use strict";
 
+// Milliseconds.
 const REFRESH = 3000;
 const TYPING = 150;
+const PATIENCE = 20000;
 
 const byId = (id) => document.getElementById(id);
 
@@ -101,7 +103,8 @@ async function ask(path, parameters) {
   const query = new URLSearchParams(parameters ?? {}).toString();
   let response;
   try {
-    response = await fetch(`api/${path}${query ? "?" + query : ""}`);
+    const signal = AbortSignal.timeout(PATIENCE);
+    response = await fetch(`api/${path}${query ? "?" + query : ""}`, { signal });
   } catch {
     throw new Error("kpng does not answer. This page goes on when it does.");
   }
@@ -444,7 +447,10 @@ async function refresh(entered) {
   let render = () => {};
   let now;
   try {
-    const status = await ask("status");
+    const status = await ask("status").catch((error) => {
+      if (mine === round) show(byId("state"), span("bad", "● no answer"));
+      throw error;
+    });
     if (mine !== round) return;
     showStatus(status);
     if (!view) throw new Error("There is nothing at this address.");

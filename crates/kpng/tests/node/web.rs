@@ -127,10 +127,47 @@ fn the_form_is_answered_as_kpng_explain_answers() {
     assert_eq!(answer.trim_end(), expected.trim_end());
     assert_eq!(browser.evaluate("document.querySelector('#interface').value"), "eth0");
     no_complaints(&browser);
+    let markup = "try { document.body.innerHTML = '<p>'; 'written' } catch (error) { error.name }";
+    assert_eq!(browser.evaluate(markup), "TypeError", "no text becomes markup");
     browser.fill("#source", "somewhere");
     browser.click("#question button");
     browser.wait_text("#problem", |text| text.contains("\"somewhere\" is no IP address"));
     assert_eq!(browser.text("#answer"), "");
+}
+
+#[test]
+fn the_page_outlives_the_process_and_is_used_by_keys_alone() {
+    let Some(network) = network() else { return };
+    let Some(browser) = Browser::start(&network.node) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.yaml");
+    write(&path, &state(&["10.180.0.1"]));
+    let mut kpng = start(&network, &path, &["--admin-socket="]);
+    browser.open(HOME);
+    browser.wait_text("#list", |text| text.contains("default/web"));
+    browser.evaluate("window.sameDocument = true");
+    // Links, then the field, then what is found.
+    let focus =
+        || browser.evaluate("document.activeElement.textContent").as_str().unwrap().to_owned();
+    for name in ["Services", "Changes", "Explain", "Node", "", "default/web"] {
+        browser.key("Tab", 9, "");
+        assert_eq!(focus(), name);
+    }
+    browser.key("Enter", 13, "\r");
+    browser.wait_text("#service h2", |text| text == "default/web");
+    let unnamed = "[...document.querySelectorAll('input, select')]\
+                   .filter((field) => field.labels.length !== 1).length";
+    assert_eq!(browser.evaluate(unnamed), 0);
+
+    assert!(kpng.terminate().success());
+    browser.wait_text("#problem", |text| text.starts_with("kpng does not answer."));
+    assert_eq!(browser.text("#state"), "● no answer");
+    assert_eq!(browser.text("#service"), "", "it may not be so any more");
+    write(&path, &state(&["10.180.0.2"]));
+    let _kpng = start(&network, &path, &["--admin-socket="]);
+    browser.wait_text("#service", |text| text.contains("10.180.0.2:8080"));
+    assert_eq!(browser.text("#problem"), "");
+    assert_eq!(browser.evaluate("window.sameDocument"), true);
 }
 
 /// So many services, with two endpoints each, in 100 namespaces.
