@@ -202,16 +202,22 @@ impl<V: Inspect> Admin<V> {
         let mut subject = self.subject()?;
         let mut patience = PATIENCE;
         loop {
-            let settled = self.synced.load(Ordering::Acquire) == self.store.revision();
+            let before = self.settled();
             let checked = Checked(subject.check()?);
-            let same = self.synced.load(Ordering::Acquire) == self.store.revision();
-            if patience.is_zero() || checked.is_equal() || (settled && same) {
+            let nothing_happened = before.is_some() && self.settled() == before;
+            if patience.is_zero() || checked.is_equal() || nothing_happened {
                 return Ok(checked);
             }
             std::thread::sleep(PAUSE);
             patience = patience.saturating_sub(PAUSE);
             subject = self.subject()?;
         }
+    }
+
+    /// The revision of the store, if the kernel was made to follow all of it.
+    fn settled(&self) -> Option<u64> {
+        let revision = self.store.revision();
+        (self.synced.load(Ordering::Acquire) == revision).then_some(revision)
     }
 }
 

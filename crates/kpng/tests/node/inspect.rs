@@ -116,6 +116,10 @@ fn a_check_tells_what_is_missing() {
     });
     // A change that is on its way is no difference.
     write(&path, &state(&["10.180.0.1", "10.180.0.2"]));
+    eventually("the change has arrived", || {
+        assert_eq!(code(&kpng(node, &["check", &socket])), 0);
+        text(&kpng(node, &["dump", "plan", &socket])).contains("10.180.0.2")
+    });
     assert_eq!(code(&kpng(node, &["check", &socket])), 0);
 
     write(&dump, &text(&kpng(node, &["dump", "state", &socket])));
