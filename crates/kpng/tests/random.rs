@@ -3,6 +3,13 @@
 //!
 //! A process of its own, and one backend after the other, as eBPF programs are attached to the control
 //! group of all hosts in the process.
+#![cfg(all(
+    feature = "nft",
+    feature = "iptables",
+    feature = "ebpf",
+    feature = "ipvs",
+    feature = "userspacelin"
+))]
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 use std::path::Path;
@@ -25,31 +32,26 @@ const PACKETS: usize = 200;
 const REFUSED: usize = 3;
 
 #[test]
-#[cfg(feature = "nft")]
 fn nft() {
     check("nft");
 }
 
 #[test]
-#[cfg(feature = "iptables")]
 fn iptables() {
     check("iptables");
 }
 
 #[test]
-#[cfg(feature = "ebpf")]
 fn ebpf() {
     check("ebpf");
 }
 
 #[test]
-#[cfg(feature = "ipvs")]
 fn ipvs() {
     in_guest(Duration::from_secs(300), || check("ipvs"));
 }
 
 #[test]
-#[cfg(feature = "userspacelin")]
 fn userspacelin() {
     check("userspacelin");
 }
@@ -87,14 +89,12 @@ fn served(cluster: &str) -> String {
 /// The backend with its defaults, but for its place.
 fn choice(name: &str, network: &Network, folder: &Path) -> (Box<dyn Choice>, Option<BpfPlace>) {
     match name {
-        #[cfg(feature = "ebpf")]
         "ebpf" => {
             let place = BpfPlace::new(network);
             let (root, cgroup_root) = (place.pins.clone(), Some(place.cgroup.clone()));
             let config = kpng_ebpf::Config { root, cgroup_root, ..Default::default() };
             (Box::new(config), Some(place))
         }
-        #[cfg(feature = "userspacelin")]
         "userspacelin" => {
             let state_dir = folder.to_owned();
             (Box::new(kpng_userspace::Config { state_dir, ..Default::default() }), None)
