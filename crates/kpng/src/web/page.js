@@ -248,12 +248,10 @@ function conditionsText({ ready, serving, terminating }) {
 function chosenText(endpoint, lists) {
   const why = lists.map((list) => [list, endpoint.excluded[list]]);
   if (why.length === 0) return span("quiet", "no frontend");
-  if (why.every(([, reason]) => reason === null)) return span("good", "may be chosen");
-  const reasons = why.map(([list, reason]) => {
-    const text = reason === null ? span("good", "may be chosen") : span("quiet", reason.text);
-    return why.length === 1 ? text : element("div", null, `${list} list: `, text);
-  });
-  return reasons;
+  const text = (reason) => reason === null ? span("good", "may be chosen") : span("quiet", reason.text);
+  const areAlike = why.every(([, reason]) => reason?.name === why[0][1]?.name);
+  if (areAlike) return text(why[0][1]);
+  return why.map(([list, reason]) => element("div", null, `${list} list: `, text(reason)));
 }
 
 function endpointsTable(port, family) {
