@@ -33,7 +33,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kpng_core::backend::{Audit, Backend, BackendError, Capability, Gap, Metrics, Traffic};
 use kpng_core::model::{Family, NamespacedName};
@@ -328,7 +328,11 @@ fn own_addresses() -> impl Iterator<Item = IpAddr> {
     Family::ALL.into_iter().flat_map(|family| routes::ORIGINS.map(|o| names::address(family, o)))
 }
 
+/// How long an address may take until packets to it end here.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Gives the loopback the addresses that packets are led to. They are no source of anybody's packets.
+/// When this returns, packets to them end here: of IPv6, the kernel sees to that in the background.
 fn add_addresses() -> Result<(), Error> {
     let mut rtnetlink = Rtnetlink::open()?;
     let loopback = rtnetlink.link("lo")?.index;
@@ -336,6 +340,14 @@ fn add_addresses() -> Result<(), Error> {
         match rtnetlink.add_inner_address(loopback, address) {
             Err(error) if error.errno() == Some(rustix::io::Errno::EXIST) => {}
             result => result?,
+        }
+    }
+    let start = Instant::now();
+    for address in own_addresses() {
+        while !rtnetlink.next_hop(address)?.is_some_and(|hop| hop.is_local)
+            && start.elapsed() < PATIENCE
+        {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
     Ok(())
