@@ -205,6 +205,16 @@ impl Ipvs {
         self.socket.list(&"list virtual services", &mut request, message::service)
     }
 
+    /// How many connections each virtual service was given since it is there.
+    ///
+    /// # Errors
+    /// As [`Socket::list`].
+    pub fn connections(&mut self) -> Result<Vec<(ServiceKey, u64)>> {
+        let mut request = message::list_services(self.family);
+        let what = "list what virtual services have counted";
+        self.socket.list(&what, &mut request, message::connections)
+    }
+
     /// The virtual service with this key, if there is one.
     ///
     /// # Errors

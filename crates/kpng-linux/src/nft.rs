@@ -17,6 +17,7 @@ mod model;
 mod monitor;
 mod owned;
 mod read;
+mod tally;
 #[cfg(test)]
 mod tests;
 pub mod text;
@@ -31,6 +32,7 @@ pub use model::{
 pub use monitor::Monitor;
 pub use owned::{Change, Comparison, Content, OwnedTable, owned_text};
 pub use read::{FoundChain, FoundRule, FoundSet, FoundTable, Taken};
+pub use tally::{Counted, Tally};
 
 /// Netlink message types of nf_tables, without the subsystem (`NFT_MSG_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

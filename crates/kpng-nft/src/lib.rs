@@ -166,17 +166,17 @@ impl Nft {
             }
         }
         whole.flush(&mut batch);
-        self.commit(batch, plan)?;
+        self.commit(batch, counting.then_some(plan))?;
         self.written = Some(whole);
         self.watch()
     }
 
-    fn commit(&mut self, batch: Batch, plan: &Plan) -> Result<(), Error> {
+    fn commit(&mut self, batch: Batch, counted: Option<&Plan>) -> Result<(), Error> {
         if batch.is_empty() {
             return Ok(());
         }
         self.stats.count(&batch);
-        self.counters.commit(&mut self.nft, batch, plan)
+        self.counters.commit(&mut self.nft, batch, counted)
     }
 
     fn sync_all(&mut self, plan: &Plan) -> Result<(), Error> {
@@ -191,22 +191,20 @@ impl Nft {
         }
         let before = found.values().filter_map(Unclaimed::counts).max();
         let counting = self.config.counting.counts(plan.service_ports(), before);
-        if !counting {
-            self.counters.forget();
-        }
+        let counted = counting.then_some(plan);
         let mut whole = Whole::found(plan, &self.config, counting, found);
         whole.write_skeletons(&self.config, &mut batch);
         for (key, service) in plan.by_importance() {
             whole.write_found(&mut batch, key, service, &mut self.stale);
             if whole.pending() >= ELEMENTS_PER_TRANSACTION {
                 whole.flush(&mut batch);
-                self.commit(std::mem::take(&mut batch), plan)?;
+                self.commit(std::mem::take(&mut batch), counted)?;
                 self.read_monitor()?;
             }
         }
         whole.remove_unclaimed(&mut batch, &mut self.stale);
         whole.flush(&mut batch);
-        self.commit(batch, plan)?;
+        self.commit(batch, counted)?;
         self.written = Some(whole);
         self.watch()
     }

@@ -15,7 +15,7 @@ use kpng_core::model::{Family, NamespacedName, Protocol};
 use kpng_core::plan::{FrontendKey, Packet, Plan, Planner, Verdict};
 use kpng_linux::rtnetlink::Rtnetlink;
 
-pub use counts::check_counts;
+pub use counts::{Telling, check_counts};
 
 use crate::cases::{Case, PORTS};
 use crate::fixture::{NODE, address, fixture};

@@ -37,6 +37,12 @@ const SVC_SCHED_NAME: u16 = 6;
 const SVC_FLAGS: u16 = 7;
 const SVC_TIMEOUT: u16 = 8;
 const SVC_NETMASK: u16 = 9;
+/// Statistics with 32-bit numbers, which wrap, and with 64-bit ones (Linux 4.1).
+const SVC_STATS: u16 = 10;
+const SVC_STATS64: u16 = 12;
+
+/// `IPVS_STATS_ATTR_CONNS`.
+const STATS_CONNS: u16 = 1;
 
 /// `IPVS_DEST_ATTR_*`.
 const DEST_ADDR: u16 = 1;
@@ -188,22 +194,19 @@ fn address(within: &[u8], kind: u16, family: Family) -> Option<IpAddr> {
     })
 }
 
+/// The key of the virtual service of a reply, and how many connections it was given.
+pub(super) fn connections(reply: Message<'_>) -> Option<(ServiceKey, u64)> {
+    let all = part(reply, SERVICE)?;
+    let conns = |kind| find(find(all, kind)?.payload, STATS_CONNS);
+    let wide = conns(SVC_STATS64).and_then(|attr| attr.payload.try_into().ok());
+    let narrow = || conns(SVC_STATS)?.u32().map(u64::from);
+    Some((key(all)?, wide.map(u64::from_ne_bytes).or_else(narrow)?))
+}
+
 /// The virtual service of a reply.
 pub(super) fn service(reply: Message<'_>) -> Option<Service> {
     let all = part(reply, SERVICE)?;
-    let family = match i32::from(find(all, SVC_AF)?.u16()?) {
-        libc::AF_INET => Family::V4,
-        libc::AF_INET6 => Family::V6,
-        _ => return None,
-    };
-    let key = match number(all, SVC_FWMARK) {
-        Some(mark) => ServiceKey::Mark { family, mark },
-        None => ServiceKey::Address {
-            address: address(all, SVC_ADDR, family)?,
-            protocol: u8::try_from(find(all, SVC_PROTOCOL)?.u16()?).ok()?,
-            port: find(all, SVC_PORT)?.u16_be()?,
-        },
-    };
+    let key = key(all)?;
     let flags = find(all, SVC_FLAGS)?.payload.first_chunk().copied().map(u32::from_ne_bytes)?;
     let timeout = Duration::from_secs(number(all, SVC_TIMEOUT)?.into());
     Some(Service {
@@ -212,6 +215,22 @@ pub(super) fn service(reply: Message<'_>) -> Option<Service> {
         persistence: (flags & PERSISTENT != 0).then_some(timeout),
         falls_back: flags & FALLBACK != 0,
         tagged: flags & TAG != 0,
+    })
+}
+
+fn key(all: &[u8]) -> Option<ServiceKey> {
+    let family = match i32::from(find(all, SVC_AF)?.u16()?) {
+        libc::AF_INET => Family::V4,
+        libc::AF_INET6 => Family::V6,
+        _ => return None,
+    };
+    Some(match number(all, SVC_FWMARK) {
+        Some(mark) => ServiceKey::Mark { family, mark },
+        None => ServiceKey::Address {
+            address: address(all, SVC_ADDR, family)?,
+            protocol: u8::try_from(find(all, SVC_PROTOCOL)?.u16()?).ok()?,
+            port: find(all, SVC_PORT)?.u16_be()?,
+        },
     })
 }
 
