@@ -21,6 +21,7 @@
 
 mod audit;
 mod config;
+mod counters;
 mod dry_run;
 mod ledger;
 mod link;
@@ -34,9 +35,10 @@ mod system;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kpng_core::backend::{Audit, Backend, BackendError, Capability, Gap};
+use kpng_core::backend::{Audit, Backend, BackendError, Capability, Gap, Traffic};
 use kpng_core::model::{Family, NamespacedName, Protocol};
 use kpng_core::plan::{FrontendKey, Plan, Target};
 use kpng_linux::ipvs::{Command, Destination, Ipvs as Kernel, ServiceKey};
@@ -46,6 +48,7 @@ use tracing::warn;
 pub use config::{Config, SCHEDULERS};
 pub use dry_run::ruleset_text;
 
+use counters::Counters;
 use ledger::{Commands, Ledger};
 use link::AddressLink;
 use names::{ORIGINS, Set};
@@ -99,6 +102,7 @@ pub enum Error {
 pub struct Ipvs {
     config: Config,
     kernel: Kernel,
+    counters: Arc<Counters>,
     link: AddressLink,
     tables: Vec<(Family, OwnedTable)>,
     /// What was written; `None` when that is not known.
@@ -123,6 +127,7 @@ impl Ipvs {
         Ok(Self {
             config,
             kernel: Kernel::open()?,
+            counters: Arc::new(Counters::open()?),
             link: AddressLink::open()?,
             tables,
             written: None,
@@ -140,7 +145,9 @@ impl Ipvs {
         }
         let services = changed.iter().map(|key| (key, plan.service(key)));
         let work = state.change(services, Instant::now());
-        self.write_for(state, work, None)
+        self.write_for(state, work, None)?;
+        self.tell_counters(Some(changed));
+        Ok(())
     }
 
     fn sync_all(&mut self, plan: &Plan) -> Result<(), Error> {
@@ -160,9 +167,20 @@ impl Ipvs {
         first.grow.append(&mut work.commands.grow);
         work.commands.grow = first.grow;
         self.write_for(state, work, Some(plan))?;
+        self.tell_counters(None);
         self.before = None;
         self.next_check = Some(Instant::now() + CHECK_INTERVAL);
         Ok(())
+    }
+
+    /// Tells who counts where the frontends of the changed services are, or of all.
+    fn tell_counters(&self, changed: Option<&[NamespacedName]>) {
+        let Some(state) = &self.written else { return };
+        let of = |key: &NamespacedName| (key.clone(), state.places(key));
+        match changed {
+            Some(changed) => self.counters.set(false, changed.iter().map(of)),
+            None => self.counters.set(true, state.services().map(of)),
+        }
     }
 
     /// Writes work, after which the state is in force.
@@ -257,9 +275,11 @@ impl Ipvs {
                 let node = skeleton::elements(*family, facts).into_iter();
                 let mut elements: Vec<_> = node.map(|(set, e)| (set.name(), e)).collect();
                 elements.extend(add);
-                table.replace(&Content { chains, elements })?;
+                let content = Content { chains, elements };
+                self.counters.keep(table, |table| table.replace(&content))?;
             } else if !add.is_empty() || !remove.is_empty() {
-                table.change(&Change { remove, add, ..Change::default() })?;
+                let change = Change { remove, add, ..Change::default() };
+                self.counters.keep(table, |table| table.change(&change))?;
             }
         }
         self.link.bind(&work.bind)?;
@@ -376,6 +396,10 @@ impl Backend for Ipvs {
         GAPS
     }
 
+    fn traffic(&self) -> Option<Arc<dyn Traffic>> {
+        Some(Arc::<Counters>::clone(&self.counters) as _)
+    }
+
     fn cleanup(&mut self) -> Result<(), BackendError> {
         (self.written, self.before) = (None, None);
         let mut problems = Vec::new();
@@ -409,7 +433,11 @@ fn is_wanted(plan: &Plan, key: &ServiceKey) -> bool {
 fn found_mark(family: Family, element: &Element) -> Option<(Spot, u32)> {
     let Value::Data(mark) = &element.value else { return None };
     let mark = u32::from_ne_bytes(mark.as_slice().try_into().ok()?);
-    let key = element.key.as_slice();
+    Some((spot_of(family, element.key.as_slice())?, mark))
+}
+
+/// The spot with this key in our sets.
+fn spot_of(family: Family, key: &[u8]) -> Option<Spot> {
     let (address, rest) = match family {
         Family::V4 => {
             let (address, rest) = key.split_first_chunk::<4>()?;
@@ -422,7 +450,7 @@ fn found_mark(family: Family, element: &Element) -> Option<(Spot, u32)> {
     };
     let &[number, _, _, _, high, low, _, _] = rest else { return None };
     let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == number)?;
-    Some((Spot { address, protocol, port: u16::from_be_bytes([high, low]) }, mark))
+    Some(Spot { address, protocol, port: u16::from_be_bytes([high, low]) })
 }
 
 /// Addresses, sorted.

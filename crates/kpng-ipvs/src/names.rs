@@ -61,6 +61,8 @@ pub(crate) enum Set {
     Services,
     /// Frontends that admit only permitted sources.
     Guarded,
+    /// The same: counts who was dropped.
+    Strangers,
     /// Who may reach a frontend that not everybody may reach.
     SourceRanges,
     /// Frontends that refuse packets of an origin.
@@ -91,14 +93,17 @@ impl Set {
         let by_origin = ORIGINS.into_iter().flat_map(|from| {
             [Self::Rejected(from), Self::Dropped(from), Self::Masqueraded(from), Self::Marks(from)]
         });
-        [Self::Services, Self::Guarded, Self::SourceRanges].into_iter().chain(by_origin).chain([
-            Self::ClusterIps,
-            Self::ServiceIps,
-            Self::NodeIps,
-            Self::Hairpin,
-            Self::PodCidrs,
-            Self::ServiceCidrs,
-        ])
+        [Self::Services, Self::Guarded, Self::Strangers, Self::SourceRanges]
+            .into_iter()
+            .chain(by_origin)
+            .chain([
+                Self::ClusterIps,
+                Self::ServiceIps,
+                Self::NodeIps,
+                Self::Hairpin,
+                Self::PodCidrs,
+                Self::ServiceCidrs,
+            ])
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -106,6 +111,7 @@ impl Set {
         match self {
             Self::Services => "services",
             Self::Guarded => "guarded-services",
+            Self::Strangers => "strangers",
             Self::SourceRanges => "source-ranges",
             Self::Rejected(Pod) => "rejected-from-pods",
             Self::Rejected(Node) => "rejected-from-node",
@@ -140,6 +146,7 @@ impl Set {
         let (key, data, comment) = match self {
             Self::Services => (frontend_key(), Data::None, "forwarded"),
             Self::Guarded => (frontend_key(), Data::None, "see source-ranges"),
+            Self::Strangers => (frontend_key(), Data::None, "the same: counts who was dropped"),
             Self::SourceRanges => (guard_key(), Data::None, "frontend . permitted source"),
             Self::Rejected(_) => (frontend_key(), Data::None, "rejected"),
             Self::Dropped(_) => (frontend_key(), Data::None, "dropped"),
@@ -153,7 +160,8 @@ impl Set {
             Self::ServiceCidrs => (daddr(), Data::None, "addresses of services"),
         };
         let interval = matches!(self, Self::SourceRanges | Self::PodCidrs | Self::ServiceCidrs);
-        SetDef { name: self.name(), key, data, interval, dynamic: None, counted: false, comment }
+        let counted = matches!(self, Self::Rejected(_) | Self::Dropped(_) | Self::Strangers);
+        SetDef { name: self.name(), key, data, interval, dynamic: None, counted, comment }
     }
 }
 

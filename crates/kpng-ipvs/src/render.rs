@@ -273,6 +273,7 @@ pub(crate) fn elements(spot: &Spot, entry: &Entry) -> Vec<(Set, Element)> {
     }
     if entry.sources.is_some() {
         add(Set::Guarded, Value::None);
+        add(Set::Strangers, Value::None);
     }
     for (step, from) in entry.steps.iter().zip(ORIGINS) {
         match *step {

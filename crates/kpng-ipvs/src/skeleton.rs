@@ -80,8 +80,10 @@ fn close() -> Vec<Rule> {
 fn drop_strangers() -> Rule {
     let set = Set::SourceRanges.name();
     let stranger = Statement::InSet { key: names::guard_key(), set, negate: true };
-    let guarded = in_set(names::frontend_key(), Set::Guarded);
-    Rule::new([guarded, stranger, verdict(Verdict::Drop)])
+    let frontend = |set| in_set(names::frontend_key(), set);
+    // The last look-up counts.
+    let (guarded, counts) = (frontend(Set::Guarded), frontend(Set::Strangers));
+    Rule::new([guarded, stranger, counts, verdict(Verdict::Drop)])
 }
 
 fn refuse(from: Origin) -> Vec<Rule> {

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kpng_core::model::{Family, NamespacedName};
-use kpng_core::plan::{NodeFacts, ServicePlan};
+use kpng_core::plan::{At, FrontendKey, NodeFacts, ServicePlan};
 use kpng_linux::ipvs::ServiceKey;
 use kpng_linux::nft::Element;
 
 use crate::Config;
+use crate::counters::Place;
 use crate::ledger::{Commands, Ledger};
 use crate::marks::{Marks, Purpose};
 use crate::names::Set;
-use crate::render::{self, Claim, Entry, Node, Rendered, Spot};
+use crate::render::{self, Claim, Entry, Node, Rendered, Spot, Step};
 use crate::skeleton;
 
 /// What has to be written, in this order: services and destinations that are new, tables, addresses,
@@ -142,6 +143,34 @@ impl State {
         }
         self.settle(before, now, &mut work);
         work
+    }
+
+    /// Where the frontends of a service are.
+    pub(crate) fn places(&self, service: &NamespacedName) -> Vec<Place> {
+        let rendered = self.services.get(service).into_iter();
+        let mut places = Vec::new();
+        for (spot, claim, entry) in rendered.flat_map(|rendered| &rendered.entries) {
+            let Spot { address, protocol, port } = *spot;
+            let family = Family::of(address);
+            let at = match claim {
+                Claim::Vip => At::Vip(address),
+                Claim::NodePort => At::NodePort(family),
+            };
+            let frontend = FrontendKey { at, protocol, port };
+            places.push((spot.service_key(), *claim, frontend));
+            let marks = entry.steps.iter().filter_map(|step| match step {
+                Step::Forward { mark, .. } => *mark,
+                Step::Reject | Step::Drop => None,
+            });
+            let family = render::kernel_family(family);
+            places.extend(marks.map(|mark| (ServiceKey::Mark { family, mark }, *claim, frontend)));
+        }
+        places
+    }
+
+    /// All services.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.services.keys()
     }
 
     /// What waited for its connections may go.

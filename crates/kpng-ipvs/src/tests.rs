@@ -181,6 +181,7 @@ fn refusals_and_source_ranges_are_elements() {
             services: 198.18.0.2 . tcp . 80
             services: 198.51.100.3 . tcp . 80
             guarded-services: 198.51.100.3 . tcp . 80
+            strangers: 198.51.100.3 . tcp . 80
             source-ranges: 198.51.100.3 . tcp . 80 . 192.168.0.0-192.168.0.255
             source-ranges: 198.51.100.3 . tcp . 80 . 198.51.100.3
             source-ranges: 198.51.100.3 . tcp . 80 . 203.0.113.0-203.0.113.127

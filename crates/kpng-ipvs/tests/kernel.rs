@@ -20,7 +20,7 @@ use kpng_linux::rtnetlink::Rtnetlink;
 use kpng_linux::sysctl;
 use kpng_testkit::cases::CASES;
 use kpng_testkit::conformance::{
-    Conformance, OnNode, all_services, check_packets, network, plan, plan_of,
+    Conformance, OnNode, Telling, all_services, check_counts, check_packets, network, plan, plan_of,
 };
 use kpng_testkit::fixture::address;
 use kpng_testkit::guest::in_guest;
@@ -75,6 +75,25 @@ fn packets_go_where_the_plan_says() {
     });
 }
 
+#[test]
+fn each_packet_counts_once_where_the_plan_says() {
+    in_guest(LIMIT, || {
+        let network = settled_network();
+        let node = OnNode::new(&network, backend);
+        let traffic = node.traffic().unwrap();
+        let mut before = Plan::default();
+        node.sync(&before, None);
+        let mut wrong = Vec::new();
+        for case in CASES {
+            let planner = plan(case);
+            node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
+            wrong.extend(check_counts(case, &network, &*traffic, GAPS, Telling::Rough));
+            before = planner.plan().clone();
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    });
+}
+
 /// Runs a program in the host's namespace.
 fn run(host: &Host, line: &str) -> String {
     let line = line.to_owned();
@@ -93,8 +112,8 @@ fn listed(node: &Host) -> Vec<String> {
     for line in [
         "ipvsadm -Sn",
         "ip -o address show dev kpng-ipvs0",
-        "nft list table ip kpng-ipvs",
-        "nft list table ip6 kpng-ipvs",
+        "nft -s list table ip kpng-ipvs",
+        "nft -s list table ip6 kpng-ipvs",
     ] {
         let listing = run(node, line);
         lines.extend(listing.split(['\n', ',', '{', '}']).map(|part| part.trim().to_owned()));
