@@ -180,7 +180,7 @@ impl Nft {
     }
 
     fn sync_all(&mut self, plan: &Plan) -> Result<(), Error> {
-        self.written = None;
+        let before = self.written.take().map(|whole| whole.counting);
         self.stale.clear();
         self.read_monitor()?;
         self.disturbed = false;
@@ -189,7 +189,7 @@ impl Nft {
         for family in Family::ALL {
             found.insert(family, self.adopt(family, &mut batch)?);
         }
-        let before = found.values().filter_map(Unclaimed::counts).max();
+        let before = before.or_else(|| found.values().filter_map(Unclaimed::counts).max());
         let counting = self.config.counting.counts(plan.service_ports(), before);
         let counted = counting.then_some(plan);
         let mut whole = Whole::found(plan, &self.config, counting, found);
