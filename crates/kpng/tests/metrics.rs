@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kpng_testkit::apiserver::ApiServer;
 #[cfg(feature = "ebpf")]
 use kpng_testkit::bpf::BpfPlace;
-use kpng_testkit::network::{Host, Network};
+use kpng_testkit::network::Host;
 use serde_json::json;
 
 use crate::example::{ask, network, state, write};
@@ -131,7 +131,7 @@ fn the_page_has_every_metric_and_no_other() {
 }
 
 #[cfg(feature = "ebpf")]
-fn with_ebpf(network: &Network, input: &str) -> String {
+fn with_ebpf(network: &kpng_testkit::network::Network, input: &str) -> String {
     let place = BpfPlace::new(network);
     let pins = format!("--bpffs-root={}", place.pins.display());
     let cgroup = format!("--cgroup-root={}", place.cgroup.display());
