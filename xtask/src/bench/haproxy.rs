@@ -25,7 +25,7 @@ impl Haproxy {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("haproxy.cfg");
         let mut config = String::from(
-            "global\n  maxconn 20000\ndefaults\n  mode tcp\n  option splice-auto\n  \
+            "global\n  maxconn 4000\ndefaults\n  mode tcp\n  option splice-auto\n  \
              timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n",
         );
         for (port, to) in Self::PORTS.into_iter().zip(to) {
