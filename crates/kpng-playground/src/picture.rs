@@ -34,8 +34,8 @@ impl Counts {
         self.answered() + self.refused + self.silent == 0
     }
 
-    /// Who answered, or that nobody did.
-    pub fn outcome(&self) -> String {
+    /// Who answered, or that nobody did, with `gap` between them.
+    pub fn outcome(&self, gap: &str) -> String {
         let mut parts: Vec<_> =
             self.answers.iter().map(|(pod, times)| format!("{pod} {times}")).collect();
         if self.refused > 0 {
@@ -44,7 +44,7 @@ impl Counts {
         if self.silent > 0 {
             parts.push(format!("dropped {}", self.silent));
         }
-        if parts.is_empty() { "…".to_owned() } else { parts.join("  ") }
+        if parts.is_empty() { "…".to_owned() } else { parts.join(gap) }
     }
 
     /// Which source the pods see.
@@ -96,21 +96,29 @@ pub struct Picture {
     pub said: usize,
 }
 
+/// Below so many lines there is no room for everything.
+const LOW: u16 = 20;
+
+/// Below so many columns, what is usual is left out.
+const NARROW: u16 = 100;
+
 /// Draws the picture, with help over it or not.
 pub fn draw(frame: &mut Frame<'_>, picture: &Picture, help: bool) {
     let problem = u16::from(picture.problem.is_some()) * 2;
     let pods = u16::try_from(picture.pods.len().div_ceil(2)).unwrap_or(u16::MAX).clamp(1, 6) + 1;
+    // Connections and problems are what matters, where there is little room.
+    let (pods, log) = if frame.area().height < LOW { (0, 0) } else { (pods, 5) };
     let [head, table, pod_area, log, error, foot] = Layout::vertical([
-        Constraint::Length(4),
+        Constraint::Length(heading_height(picture, frame.area().width)),
         Constraint::Min(5),
         Constraint::Length(pods),
-        Constraint::Length(5),
+        Constraint::Length(log),
         Constraint::Length(problem),
         Constraint::Length(2),
     ])
     .areas(frame.area());
     frame.render_widget(heading(picture), head);
-    frame.render_widget(flows(picture), table);
+    frame.render_widget(flows(picture, table.width), table);
     draw_pods(frame, picture, pod_area);
     let shown = picture.log.len().saturating_sub(usize::from(log.height.saturating_sub(1)));
     let lines: Vec<_> = picture.log[shown..].iter().map(|line| Line::from(&**line)).collect();
@@ -129,6 +137,13 @@ fn titled(title: &str) -> Block<'_> {
     Block::new().borders(Borders::TOP).title(format!(" {title} "))
 }
 
+/// Two lines, and what there is to look at: as long lines as words allow.
+fn heading_height(picture: &Picture, width: u16) -> u16 {
+    const WORD: u16 = 8;
+    let lines = picture.look.chars().count().div_ceil(width.saturating_sub(WORD).max(1).into());
+    u16::try_from(lines + 2).unwrap_or(u16::MAX).clamp(4, 6)
+}
+
 fn heading(picture: &Picture) -> Paragraph<'_> {
     let bold = Style::new().add_modifier(Modifier::BOLD);
     let first = Line::from(vec![
@@ -139,7 +154,17 @@ fn heading(picture: &Picture) -> Paragraph<'_> {
     Paragraph::new(lines).wrap(Wrap { trim: true })
 }
 
-fn flows(picture: &Picture) -> Table<'_> {
+fn flows(picture: &Picture, width: u16) -> Table<'_> {
+    let service = |row: &Row| match row.service.strip_prefix("default/") {
+        Some(name) if width < NARROW => name.to_owned(),
+        _ => row.service.clone(),
+    };
+    let source = |row: &Row| match row.counts.source() {
+        "masqueraded" if width < NARROW => "masq.",
+        "some masqueraded" => "mixed",
+        source => source,
+    };
+    let gap = if width < NARROW { " " } else { "  " };
     let row = |row: &'_ Row| {
         let (sign, colour) = match &row.counts {
             counts if counts.wrong > 0 => ("✗", Color::Red),
@@ -151,20 +176,30 @@ fn flows(picture: &Picture) -> Table<'_> {
             _ => Style::new().fg(Color::Yellow),
         };
         TableRow::new([
-            Cell::new(row.service.clone()),
+            Cell::new(service(row)),
             Cell::new(row.from),
             Cell::new(row.to.clone()),
-            Cell::new(row.counts.outcome()).style(outcome),
-            Cell::new(row.counts.source()),
+            Cell::new(row.counts.outcome(gap)).style(outcome),
+            Cell::new(source(row)),
             Cell::new(sign).style(Style::new().fg(colour)),
         ])
     };
+    let longest = |texts: &mut dyn Iterator<Item = usize>, most: u16| {
+        let longest = texts.max().and_then(|length| u16::try_from(length).ok());
+        Constraint::Length(longest.unwrap_or(most).clamp(7, most))
+    };
+    let (service, to, source) = if width < NARROW {
+        let services = &mut picture.rows.iter().map(|row| service(row).len());
+        (longest(services, 20), longest(&mut picture.rows.iter().map(|row| row.to.len()), 26), 6)
+    } else {
+        (Constraint::Length(20), Constraint::Length(26), 11)
+    };
     let widths = [
-        Constraint::Max(20),
+        service,
         Constraint::Length(8),
-        Constraint::Max(26),
-        Constraint::Min(24),
-        Constraint::Length(11),
+        to,
+        Constraint::Fill(1),
+        Constraint::Length(source),
         Constraint::Length(1),
     ];
     let header = ["service", "from", "to", "answered by", "source", ""];
@@ -203,7 +238,7 @@ Each line of the table is asked several times a second, with real packets.
   stranger  the same host, as 203.0.113.130
 
   source    kept: the pod sees who asks
-            masqueraded: it sees the node
+            masqueraded (masq.): it sees the node
   ✓ ✗       as the Services say, or not
 
 In another terminal: kpng playground shell client

@@ -53,7 +53,11 @@ fn example() -> Picture {
 }
 
 fn check(picture: &Picture, help: bool, expected: Expect) {
-    let mut terminal = Terminal::new(TestBackend::new(100, 24)).unwrap();
+    check_size(picture, (100, 24), help, expected);
+}
+
+fn check_size(picture: &Picture, (width, height): (u16, u16), help: bool, expected: Expect) {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
     terminal.draw(|frame| draw(frame, picture, help)).unwrap();
     let buffer = terminal.backend().buffer();
     let mut text = String::new();
@@ -152,7 +156,7 @@ fn help_is_drawn_over_it() {
         default/sho│  stranger  the same host, as 203.0.113.130                                 │          ✗
                    │                                                                            │
                    │  source    kept: the pod sees who asks                                     │
-                   │            masqueraded: it sees the node                                   │
+                   │            masqueraded (masq.): it sees the node                           │
                    │  ✓ ✗       as the Services say, or not                                     │
          pods ─────│                                                                            │───────────
         web-0  10.1│In another terminal: kpng playground shell client                           │
@@ -172,4 +176,69 @@ fn help_is_drawn_over_it() {
 fn a_terminal_may_be_tiny() {
     let mut terminal = Terminal::new(TestBackend::new(5, 3)).unwrap();
     terminal.draw(|frame| draw(frame, &example(), true)).unwrap();
+}
+
+#[test]
+fn in_eighty_columns_names_and_counts_are_all_there() {
+    let mut picture = example();
+    let counts = &mut picture.rows[1].counts.answers;
+    *counts =
+        [("web-0", 122), ("web-1", 123), ("web-2", 124)].map(|(n, c)| (n.to_owned(), c)).into();
+    check_size(
+        &picture,
+        (80, 24),
+        false,
+        expect![[r#"
+        kpng playground  backend nft  tour 1/3
+        Three Services on one node
+        Nobody serves `empty`: refused at once.
+
+         connections ───────────────────────────────────────────────────────────────────
+        service from     to                    answered by                      source
+        empty   visitor  172.30.0.12:80 TCP    refused 7                               ✓
+        web     visitor  172.30.0.10:80 TCP    web-0 122 web-1 123 web-2 124    kept   ✓
+        web     client   192.168.0.2:30080 TCP web-1 7                          masq.  ✓
+        shop    stranger 198.51.100.1:80 TCP   dropped 2                               ✗
+
+
+
+
+         pods ──────────────────────────────────────────────────────────────────────────
+        web-0  10.180.0.1                       there-0  10.180.1.1  on another node
+        web-1  10.180.0.2
+         what happened ─────────────────────────────────────────────────────────────────
+        pod web-1 is there
+        default/web in force after 0.7 ms
+
+
+        edit /proc/4711/root/run/cluster.yaml and see
+        q quit   n next step   r restart   h help
+    "#]],
+    );
+}
+
+#[test]
+fn where_there_is_little_room_connections_and_problems_are_shown() {
+    let problem = Some("cluster.yaml:3:1: there is no such field".to_owned());
+    check_size(
+        &Picture { problem, ..example() },
+        (60, 14),
+        false,
+        expect![[r#"
+        kpng playground  backend nft  tour 1/3
+        Three Services on one node
+        Nobody serves `empty`: refused at once.
+
+         connections ───────────────────────────────────────────────
+        service from     to                    answered by  source
+        empty   visitor  172.30.0.12:80 TCP    refused 7           ✓
+        web     visitor  172.30.0.10:80 TCP    web-0 4 web- kept   ✓
+        web     client   192.168.0.2:30080 TCP web-1 7      masq.  ✓
+        shop    stranger 198.51.100.1:80 TCP   dropped 2           ✗
+        ✗ cluster.yaml:3:1: there is no such field
+
+        edit /proc/4711/root/run/cluster.yaml and see
+        q quit   n next step   r restart   h help
+    "#]],
+    );
 }

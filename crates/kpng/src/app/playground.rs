@@ -349,7 +349,7 @@ fn line(row: &Row, good: bool) -> String {
     let sign = if good { "✓" } else { "✗" };
     let source = counts.source();
     let source = if source.is_empty() { String::new() } else { format!("  source {source}") };
-    format!("  {sign} {service:<16} {from:<8} → {to:<24} {}{source}", counts.outcome())
+    format!("  {sign} {service:<16} {from:<8} → {to:<24} {}{source}", counts.outcome("  "))
 }
 
 /// Draws until somebody quits.
