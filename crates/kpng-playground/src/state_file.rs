@@ -17,6 +17,8 @@ pub struct StateFile {
     version: Option<Version>,
     /// The version that we wrote.
     written: Option<Version>,
+    /// What we wrote was not looked at yet.
+    is_new: bool,
 }
 
 /// What tells one version of the file from another without reading it.
@@ -25,7 +27,7 @@ type Version = (u64, u64, i64, i64);
 impl StateFile {
     /// The file at `path`, which people reach as `shown`.
     pub fn new(path: PathBuf, shown: PathBuf) -> Self {
-        Self { path, shown, version: None, written: None }
+        Self { path, shown, version: None, written: None, is_new: false }
     }
 
     /// Where people find it.
@@ -43,6 +45,7 @@ impl StateFile {
         next.push(".new");
         fs::write(&next, text).map_err(fail)?;
         self.written = Version::of(Path::new(&next));
+        self.is_new = true;
         fs::rename(&next, &self.path).map_err(fail)
     }
 
@@ -57,9 +60,9 @@ impl StateFile {
         }
     }
 
-    /// What was read last is somebody else's work.
+    /// What was read last is somebody else's work, and no step was written since.
     pub fn is_edited(&self) -> bool {
-        self.version != self.written
+        self.version != self.written && !self.is_new
     }
 
     /// The state, if the file has changed since the last call.
@@ -68,6 +71,7 @@ impl StateFile {
     /// [`Error::State`] with the place in the file, once for every version that is not valid.
     pub fn changed(&mut self) -> Result<Option<State>> {
         let version = Version::of(&self.path);
+        self.is_new = false;
         if version.is_some() && version == self.version {
             return Ok(None);
         }
@@ -119,6 +123,8 @@ mod tests {
         assert!(file.changed().unwrap_err().to_string().contains("cannot read"));
         assert!(file.changed().unwrap().is_none(), "it is said once");
         file.write(STATE).unwrap();
+        assert!(!file.is_edited(), "our own work, even before it is read");
         assert!(file.changed().unwrap().is_some());
+        assert!(!file.is_edited());
     }
 }
