@@ -4,6 +4,7 @@
 //! thread of its own, never on one that others share (a runtime's worker, for instance). Sockets
 //! stay in the namespace where they were opened.
 
+use std::ffi::CStr;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
@@ -147,14 +148,28 @@ pub fn join_user_namespace(path: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::Kernel`] without CAP_SYS_ADMIN (see [`enter_user_namespace`]).
 pub fn mount_private_memory(directory: &Path) -> Result<()> {
-    let fail =
-        |errno| Error::kernel(format_args!("mount memory on {}", directory.display()), errno);
+    mount_private(directory, "tmpfs", Some(c"size=1m,mode=0755"))
+}
+
+/// Puts an empty BPF file system over `directory`, for this process only: what is pinned there goes
+/// with the process, and what others pinned is not seen.
+///
+/// It must come before the process starts threads: those that are there keep what they see.
+///
+/// # Errors
+/// [`Error::Kernel`] without CAP_SYS_ADMIN, or when the kernel has no BPF file system.
+pub fn mount_private_bpf(directory: &Path) -> Result<()> {
+    mount_private(directory, "bpf", None)
+}
+
+fn mount_private(directory: &Path, kind: &str, options: Option<&CStr>) -> Result<()> {
+    let what = format_args!("mount a file system {kind} on {}", directory.display());
+    let fail = |errno| Error::kernel(what, errno);
     unshare(UnshareFlags::NEWNS).map_err(fail)?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(fail)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("kpng", directory, "tmpfs", flags, Some(c"size=1m,mode=0755"))
-        .map_err(fail)
+    rustix::mount::mount("kpng", directory, kind, flags, options).map_err(fail)
 }
 
 fn write_map(file: &str, content: &str) -> Result<()> {

@@ -6,10 +6,12 @@
 //! ```
 //!
 //! What is shown is what packets did, never what they ought to do: the plan only says which of it is
-//! right. Everything is anonymous and held by this process, so all of it ends when the process does.
+//! right. Everything is anonymous and held by this process, so all of it ends when the process does; but a control
+//! group, for a backend that needs one of its own, is swept up by another process.
 
 mod error;
 mod flow;
+mod group;
 mod picture;
 mod playground;
 mod pods;
@@ -20,6 +22,7 @@ mod terminal;
 mod world;
 
 pub use error::Error;
+pub use group::{ControlGroup, sweep};
 pub use picture::{Counts, Picture, Row, draw};
 pub use playground::{CheckedFlow, Command, InForce, Playground, Proxy};
 pub use scenario::{SCENARIOS, Scenario, Step};

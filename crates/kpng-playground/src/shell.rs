@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 
 use kpng_linux::namespace::{NetNs, join_user_namespace};
 
+use crate::group::join_with_process;
 use crate::{Error, Result};
 
 /// So much of a thread's name the kernel keeps.
 const THREAD_NAME: usize = 15;
 
-/// Moves the calling thread, which must be the only one, into the namespace of a host of the
+/// Moves the calling thread, which must be the only one, to where a host is of the
 /// playground that runs: the latest, when there are several.
 ///
 /// # Errors
@@ -30,6 +31,7 @@ pub fn enter(name: &str) -> Result<()> {
     };
     // Opened before the user namespace is entered: the thread may end meanwhile.
     let path = thread.join("ns/net");
+    join_with_process(&process, thread)?;
     join_user_namespace(&process.join("ns/user"))?;
     NetNs::open(&path)?.enter()?;
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use kpng_core::model::Protocol;
 use kpng_file::State;
@@ -14,6 +15,7 @@ use kpng_vnet::{Host, Network, Outcome};
 
 use crate::Result;
 use crate::flow::{Flow, Seen, Sender};
+use crate::group::join_with_thread;
 use crate::pods::{MAX_PODS, Pod, pods};
 
 /// The address of the pod that only asks.
@@ -30,6 +32,8 @@ pub struct World {
     pods: BTreeMap<String, Running>,
     visitor: Host,
     network: Network,
+    /// The control group of the node and its pods.
+    group: Option<PathBuf>,
     /// How many interfaces to pods were made: each has a name of its own.
     made: u32,
 }
@@ -42,18 +46,30 @@ struct Running {
 }
 
 impl World {
-    /// The client, the node, and the pod that only asks.
+    /// The client, the node, and the pod that only asks. The sockets of the node and its pods belong to
+    /// the control group `group`, if there is one.
     ///
     /// # Errors
-    /// When this process may not create network namespaces.
-    pub fn new() -> Result<Self> {
+    /// When this process may not create network namespaces, or enter the control group.
+    pub fn new(group: Option<PathBuf>) -> Result<Self> {
         let network = Network::bare()?;
         let visitor = network.connect(
             "visitor",
             VISITOR_INTERFACE,
             &[VISITOR_V4.into(), VISITOR_V6.into()],
         )?;
-        Ok(Self { pods: BTreeMap::new(), visitor, network, made: 0 })
+        let world = Self { pods: BTreeMap::new(), visitor, network, group, made: 0 };
+        world.group(&world.network.node)?;
+        world.group(&world.visitor)?;
+        Ok(world)
+    }
+
+    /// Moves a host's thread into the control group: what sockets it opens belong there.
+    fn group(&self, host: &Host) -> Result<()> {
+        match self.group.clone() {
+            Some(group) => host.run(move || join_with_thread(&group)),
+            None => Ok(()),
+        }
     }
 
     /// The namespace of the node, where the proxy belongs.
@@ -122,6 +138,9 @@ impl World {
         let interface = format!("{prefix}{}", self.made);
         let host = self.network.connect(name, &interface, &pod.addresses);
         let host = host.map_err(|error| error.to_string())?;
+        if pod.here {
+            self.group(&host).map_err(|error| error.to_string())?;
+        }
         host.serve(&Vec::from_iter(pod.ports.iter().copied()));
         self.pods.insert(name.to_owned(), Running { host, interface, pod });
         Ok(())

@@ -16,6 +16,7 @@ mod nft;
 mod userspacelin;
 
 use std::fmt;
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use kpng_core::Backend;
@@ -74,6 +75,12 @@ pub trait Choice: fmt::Debug + Send + Sync {
 
     /// What it would write for `plan`, as text.
     fn ruleset_text(&self, plan: &Plan) -> String;
+
+    /// The same, for the sockets of the control group in this directory only, with pins where they are
+    /// by default. `None` when it does not go beyond its network namespace anyway.
+    fn within(&self, _cgroup: &Path) -> Option<Box<dyn Choice>> {
+        None
+    }
 }
 
 impl dyn Choice {

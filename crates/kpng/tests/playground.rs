@@ -3,15 +3,17 @@
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
-    reason = "a test that starts the program; what fails in it fails the test"
+    clippy::print_stdout,
+    reason = "a test that starts the program; what fails in it fails the test; what is skipped is said"
 )]
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -68,17 +70,22 @@ fn every_scenario_checks_itself() {
     }
 }
 
+/// The program where everybody can start it: where the binary is, others may have no business.
+fn for_everybody() -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = directory.path().join("kpng");
+    fs::copy(KPNG, &program).unwrap();
+    (directory, program)
+}
+
 #[test]
 fn an_ordinary_user_plays_too() {
     let _alone = alone();
     if !permitted() {
         return;
     }
-    // Where the binary is, others may have no business.
-    let directory = tempfile::tempdir().unwrap();
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let program = directory.path().join("kpng");
-    fs::copy(KPNG, &program).unwrap();
+    let (_directory, program) = for_everybody();
     for scenario in scenarios() {
         let mut command = Command::new(&program);
         command.args(["playground", "--once", "--scenario", &scenario]).current_dir("/");
@@ -198,6 +205,106 @@ fn a_signal_ends_it_in_order() {
     assert!(playground.child.wait().unwrap().success());
 }
 
+/// The control group of this process, if it may make others in it; else says why not.
+fn own_group() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let mount = mounts.find(|words| words.get(2) == Some(&"cgroup2"));
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
+    let (Some(mount), Some(own)) = (mount, own) else {
+        println!("skipped: control groups of version 2 are not mounted");
+        return None;
+    };
+    let group = Path::new(mount[1]).join(own);
+    let probe = group.join(format!("kpng-test-probe-{}", std::process::id()));
+    if let Err(error) = fs::create_dir(&probe) {
+        println!("skipped: control groups cannot be made in {}: {error}", group.display());
+        return None;
+    }
+    fs::remove_dir(&probe).unwrap();
+    Some(group)
+}
+
+/// The control groups of playgrounds.
+fn playground_groups(own: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(own).unwrap().map(|entry| entry.unwrap());
+    let ours = |name: &OsStr| name.to_string_lossy().starts_with("kpng-playground-");
+    entries.filter(|entry| ours(&entry.file_name())).map(|entry| entry.path()).collect()
+}
+
+/// The control groups that the programs of a process are attached to, by their numbers.
+fn attached_to(process: u32) -> BTreeSet<u64> {
+    let descriptors = fs::read_dir(format!("/proc/{process}/fdinfo")).unwrap();
+    let of_one = |descriptor: io::Result<fs::DirEntry>| {
+        // It may be closed meanwhile.
+        let text = fs::read_to_string(descriptor.unwrap().path()).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("cgroup_id:")?.trim().parse().ok())
+    };
+    descriptors.filter_map(of_one).collect()
+}
+
+#[test]
+fn programs_serve_the_sockets_of_the_playground_only() {
+    let _alone = alone();
+    let Some(own) = own_group() else { return };
+    if !permitted() {
+        return;
+    }
+    let before = playground_groups(&own);
+    let pins = || fs::read_dir("/sys/fs/bpf").unwrap().map(|pin| pin.unwrap().file_name());
+    let pins_before: BTreeSet<_> = pins().collect();
+    let mut playground = Running::start(kpng(&["--plain", "--backend", "ebpf"]));
+    playground.wait_for("✓ default/web      client   → 192.168.0.2:30080 TCP");
+
+    let group = own.join(format!("kpng-playground-{}", playground.child.id()));
+    let hosts = fs::metadata(group.join("hosts")).unwrap().ino();
+    assert_eq!(attached_to(playground.child.id()), [hosts].into());
+    assert_eq!(pins().collect::<BTreeSet<_>>(), pins_before, "others see no pins");
+    let ask = "exec 3<>/dev/tcp/172.30.0.10/80; cat <&3";
+    let output = kpng(&["shell", "node", "bash", "-c", ask]).output().unwrap();
+    assert!(printed(&output).starts_with("web-"), "{}", printed(&output));
+
+    // Shells keep the group, until they end too.
+    let shell = kpng(&["shell", "node", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut shell = Running { child: shell, lines: std::sync::mpsc::channel().1 };
+    eventually("the shell is in the group", || {
+        let threads = fs::read_to_string(group.join("hosts/cgroup.threads")).unwrap();
+        threads.lines().any(|thread| thread == shell.child.id().to_string())
+    });
+    playground.child.kill().unwrap();
+    playground.child.wait().unwrap();
+    assert!(group.exists(), "the shell is in it");
+    shell.child.kill().unwrap();
+    shell.child.wait().unwrap();
+    eventually("nothing is left", || playground_groups(&own) == before);
+}
+
+#[test]
+fn who_may_not_make_control_groups_is_told_so() {
+    let _alone = alone();
+    let (directory, program) = for_everybody();
+    let mut command = Command::new(&program);
+    command.args(["playground", "--once", "--backend", "ebpf"]).current_dir("/");
+    if rustix::process::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    } else if own_group().is_some() {
+        return;
+    }
+    let output = command.output().unwrap();
+    assert!(!output.status.success());
+    assert!(printed(&output).contains("takes root to make one"), "{}", printed(&output));
+    drop(directory);
+}
+
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < end, "not so within 20 s: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// What a process could leave outside of itself.
 #[derive(Debug, PartialEq, Eq)]
 struct Surroundings {
@@ -224,11 +331,26 @@ fn killed_at_any_moment_it_leaves_nothing() {
     if !permitted() {
         return;
     }
+    killed_at_any_moment("nft", || true);
+}
+
+#[test]
+fn killed_at_any_moment_it_leaves_no_control_group() {
+    let _alone = alone();
+    let Some(own) = own_group() else { return };
+    if !permitted() {
+        return;
+    }
+    let before = playground_groups(&own);
+    killed_at_any_moment("ebpf", || playground_groups(&own) == before);
+}
+
+fn killed_at_any_moment(backend: &str, is_clean: impl Fn() -> bool) {
     let directory = tempfile::tempdir().unwrap();
     let before = Surroundings::now();
     // From the first system calls to traffic in full swing.
     for moment in [0, 1, 3, 7, 15, 30, 45, 60, 80, 100, 150, 200, 300, 700, 2300] {
-        let mut command = kpng(&["--plain"]);
+        let mut command = kpng(&["--plain", "--backend", backend]);
         command.current_dir(&directory).stdout(Stdio::null()).stderr(Stdio::piped());
         for variable in ["TMPDIR", "XDG_RUNTIME_DIR", "HOME"] {
             command.env(variable, directory.path());
@@ -242,5 +364,6 @@ fn killed_at_any_moment_it_leaves_nothing() {
         assert_eq!(status.code(), None, "it ended by itself: {complaints}");
         assert_eq!(Surroundings::now(), before, "after {moment} ms");
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "after {moment} ms");
+        eventually("nothing is left", &is_clean);
     }
 }

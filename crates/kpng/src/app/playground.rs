@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Child, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,12 +15,12 @@ use kpng_core::Backend;
 use kpng_core::backend::Capability;
 use kpng_core::store::Store;
 use kpng_linux::namespace::{
-    NetNs, enter_user_namespace, may_make_namespaces, mount_private_memory,
+    NetNs, enter_user_namespace, may_make_namespaces, mount_private_bpf, mount_private_memory,
 };
 use kpng_linux::sysctl;
 use kpng_playground::{
-    Command, InForce, Picture, Playground, Proxy, Row, SCENARIOS, Scenario, StateFile, World,
-    shell, show,
+    Command, ControlGroup, InForce, Picture, Playground, Proxy, Row, SCENARIOS, Scenario,
+    StateFile, World, shell, show, sweep,
 };
 use tokio::sync::watch;
 
@@ -38,6 +38,9 @@ const PROXY: &str = "kpng proxy";
 /// Where the state file is in memory, for this process only.
 const MEMORY: &str = "/run";
 
+/// Where a BPF file system belongs, and this process has one of its own.
+const BPF: &str = "/sys/fs/bpf";
+
 /// How long to wait between two packets.
 const PAUSE: Duration = Duration::from_millis(15);
 
@@ -47,9 +50,17 @@ const SHOWN_AFTER: Duration = Duration::from_secs(2);
 /// Does what was asked for. No thread may have been started yet: ordinary users enter a user
 /// namespace, and that takes a process with a single thread.
 pub(super) fn run(args: PlaygroundArgs, logging: LoggingArgs) -> anyhow::Result<ExitCode> {
-    if let Some(PlaygroundCommand::Shell { host, command }) = args.command {
-        shell::enter(&host)?;
-        return Err(exec(command));
+    match args.command {
+        Some(PlaygroundCommand::Shell { host, command }) => {
+            shell::enter(&host)?;
+            return Err(exec(command));
+        }
+        Some(PlaygroundCommand::Sweep { group }) => {
+            std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+            sweep(&group)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        None => {}
     }
     if args.list {
         super::print(&Scenario::list())?;
@@ -63,11 +74,15 @@ pub(super) fn run(args: PlaygroundArgs, logging: LoggingArgs) -> anyhow::Result<
     }
     let choice = choice(&args.backend)?;
     let scenario = scenario(&args)?;
+    let (choice, group) = confine(choice)?;
     enter_own_world()?;
+    if group.is_some() {
+        mount_private_bpf(Path::new(BPF))?;
+    }
     let (file, state) = state_file(args.state, scenario)?;
     let node = World::node_name(&state).unwrap_or_else(|| "node-a".to_owned());
 
-    let world = World::new()?;
+    let world = World::new(group.as_ref().map(|group| group.hosts.clone()))?;
     let stop = Arc::new(AtomicBool::new(false));
     let (proxy, _end) = start_proxy(world.node_namespace()?, &node, choice, &stop)?;
     let mut playground = Playground::new(world, proxy, node, file, scenario)?;
@@ -98,10 +113,42 @@ fn scenario(args: &PlaygroundArgs) -> anyhow::Result<Option<Scenario>> {
     match &args.scenario {
         Some(_) if given => bail!("the state file exists; remove it, or leave out --scenario"),
         Some(name) => Scenario::find(name).map(Some).with_context(|| {
-            format!("no scenario is called {name:?}; there are:\n{}", Scenario::list())
+            format!("no scenario is called {name:?}; there are:\n{}", Scenario::list().trim_end())
         }),
         None => Ok((!given).then_some(SCENARIOS[0])),
     }
+}
+
+/// A control group of the playground's own, and the process that removes it in the end.
+struct Confined {
+    _group: ControlGroup,
+    /// Where the sockets of the node and its pods are.
+    hosts: PathBuf,
+    /// Its standard input ends when this process does, however that is.
+    _sweeper: Child,
+}
+
+/// Gives a backend that serves the sockets of a control group one that has nobody else's.
+fn confine(choice: Box<dyn Choice>) -> anyhow::Result<(Box<dyn Choice>, Option<Confined>)> {
+    let place = ControlGroup::place();
+    let hosts = place.as_deref().map(ControlGroup::hosts).unwrap_or_default();
+    let Some(confined) = choice.within(&hosts) else { return Ok((choice, None)) };
+    let place = place?;
+    // It must be there first, and see what everybody sees.
+    let _sweeper = start_sweeper(&place)?;
+    let _group = ControlGroup::new(&place).context(
+        "this backend serves the sockets of a control group (version 2), and takes root to make one",
+    )?;
+    Ok((confined, Some(Confined { _group, hosts, _sweeper })))
+}
+
+/// Starts the process that outlives this one. No signal that is meant for this one reaches it.
+#[expect(clippy::disallowed_methods, reason = "nobody can remove what it is in, after a SIGKILL")]
+fn start_sweeper(group: &Path) -> anyhow::Result<Child> {
+    let mut sweeper = std::process::Command::new("/proc/self/exe");
+    sweeper.args(["playground", "sweep"]).arg(group).arg0("kpng").process_group(0);
+    sweeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    sweeper.spawn().context("cannot start the process that removes the control group")
 }
 
 /// Namespaces can be had from here on.
@@ -242,7 +289,7 @@ fn in_force(event: &Event<'_>) -> Option<InForce> {
     match event {
         Event::Unchanged { .. } => Some(InForce::Unchanged),
         Event::Synced(synced) => Some(match synced.result {
-            Err(error) => InForce::Failed(error.to_string()),
+            Err(error) => InForce::Failed(with_causes(&**error)),
             Ok(()) => InForce::Plan {
                 plan: synced.plan.clone(),
                 revision: synced.revision,
@@ -251,6 +298,14 @@ fn in_force(event: &Event<'_>) -> Option<InForce> {
         }),
         _ => None,
     }
+}
+
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut texts: Vec<_> = causes.map(ToString::to_string).collect();
+    // Some tell their cause themselves.
+    texts.dedup_by(|cause, error| error.contains(&**cause));
+    texts.join(": ")
 }
 
 /// Goes through all steps and checks each.

@@ -1,5 +1,7 @@
 //! `to-ebpf`.
 
+use std::path::Path;
+
 use anyhow::Context;
 use kpng_core::Backend;
 use kpng_core::plan::Plan;
@@ -28,5 +30,9 @@ impl Choice for Config {
 
     fn ruleset_text(&self, plan: &Plan) -> String {
         kpng_ebpf::ruleset_text(plan, self)
+    }
+
+    fn within(&self, cgroup: &Path) -> Option<Box<dyn Choice>> {
+        Some(Box::new(Self { cgroup_root: Some(cgroup.to_owned()), ..self.clone() }))
     }
 }

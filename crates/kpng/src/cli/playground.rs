@@ -52,4 +52,10 @@ pub enum PlaygroundCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
         command: Vec<String>,
     },
+    /// Wait for the end of standard input, then remove a control group when nobody is in it
+    #[command(hide = true)]
+    Sweep {
+        /// Its directory
+        group: PathBuf,
+    },
 }
