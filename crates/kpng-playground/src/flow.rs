@@ -103,6 +103,18 @@ impl Flow {
     }
 }
 
+impl Seen {
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Answered { by, masqueraded: false } => format!("{by}, source kept"),
+            Self::Answered { by, masqueraded: true } => format!("{by}, source masqueraded"),
+            Self::Refused => "refused".to_owned(),
+            Self::Silence => "no answer".to_owned(),
+        }
+    }
+}
+
 impl Expected {
     /// Whether this may be seen. Sources do not matter of a backend that cannot keep them.
     pub(crate) fn fits(&self, seen: &Seen, keeps_sources: bool) -> bool {

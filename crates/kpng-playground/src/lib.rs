@@ -9,6 +9,7 @@
 //! right. Everything is anonymous and held by this process, so all of it ends when the process does; but a control
 //! group, for a backend that needs one of its own, is swept up by another process.
 
+mod change;
 mod error;
 mod flow;
 mod group;
@@ -21,6 +22,7 @@ mod state_file;
 mod terminal;
 mod world;
 
+pub use change::Meanwhile;
 pub use error::Error;
 pub use group::{ControlGroup, sweep};
 pub use picture::{Counts, Picture, Row, draw};

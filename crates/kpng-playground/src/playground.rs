@@ -8,11 +8,15 @@ use kpng_core::plan::Plan;
 use kpng_core::store::{Revision, Writer};
 use kpng_file::State;
 
+use crate::change::{ask_during, is_asked};
 use crate::flow::{Expected, Flow, Seen, flows};
-use crate::{Counts, Error, Picture, Result, Row, Scenario, StateFile, World};
+use crate::{Counts, Error, Meanwhile, Picture, Result, Row, Scenario, StateFile, World};
 
 /// How long a backend may take for a state.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long it is waited for while somebody looks on.
+const LIVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How many packets show a choice between two targets; each is missed with a probability of 2^-31.
 const MANY: usize = 32;
@@ -30,6 +34,46 @@ pub struct Proxy {
     pub writer: Writer,
     /// What it says.
     pub events: Receiver<InForce>,
+}
+
+impl Proxy {
+    /// Hands a state over and waits until it is in force, if it is new or the first. What was said
+    /// meanwhile is returned too.
+    fn follow(
+        &mut self,
+        state: State,
+        is_first: bool,
+        patience: Duration,
+    ) -> (Vec<InForce>, Result<()>) {
+        let applied = self.writer.apply(state.into_batch());
+        let mut events = Vec::new();
+        // The first state is followed even if there is nothing in it.
+        if applied.changed == 0 && !is_first {
+            return (events, Ok(()));
+        }
+        let end = Instant::now() + patience;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let event = match self.events.recv_timeout(left) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => {
+                    return (events, Err(Error::NotInForce(patience)));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return (events, Err(Error::Backend("it has ended".to_owned())));
+                }
+            };
+            let outcome = match &event {
+                InForce::Failed(why) => Some(Err(Error::Backend(why.clone()))),
+                InForce::Unchanged => Some(Ok(())),
+                InForce::Plan { revision, .. } => (*revision >= applied.revision).then_some(Ok(())),
+            };
+            events.push(event);
+            if let Some(outcome) = outcome {
+                return (events, outcome);
+            }
+        }
+    }
 }
 
 /// What the pipeline came to.
@@ -90,6 +134,7 @@ pub struct Playground {
     next: usize,
     problem: Option<String>,
     failed: Option<String>,
+    meanwhile: Meanwhile,
     log: VecDeque<String>,
     said: usize,
 }
@@ -118,6 +163,7 @@ impl Playground {
             next: 0,
             problem: None,
             failed: None,
+            meanwhile: Meanwhile::default(),
             log: VecDeque::new(),
             said: 0,
         };
@@ -154,45 +200,71 @@ impl Playground {
     /// # Errors
     /// When the file is not valid, or the backend fails or takes too long.
     pub fn follow_file_to_the_end(&mut self) -> Result<()> {
-        let Some(state) = self.file.changed()? else { return Ok(()) };
-        let Some(revision) = self.take(state) else { return Ok(()) };
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            match self.proxy.events.recv_timeout(left) {
-                Ok(InForce::Failed(why)) => return Err(Error::Backend(why)),
-                Ok(event) => {
-                    if self.note(event).is_none_or(|reached| reached >= revision) {
-                        return Ok(());
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => return Err(Error::NotInForce(PATIENCE)),
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Backend("it has ended".to_owned()));
-                }
-            }
+        self.meanwhile = Meanwhile::default();
+        match self.file.changed()? {
+            Some(state) => self.follow(state, PATIENCE),
+            None => Ok(()),
         }
     }
 
-    /// Gives a state to the proxy, when its pods are there. The revision to wait for, if it is new.
-    fn take(&mut self, state: State) -> Option<Revision> {
-        for note in self.world.follow(&state, &self.node) {
+    /// What became of the connections during the last change.
+    pub fn meanwhile(&self) -> &Meanwhile {
+        &self.meanwhile
+    }
+
+    /// Gives a state to the proxy when its pods are there, waits until it is in force, and takes those
+    /// pods away then that it does not have any more. Connections are made meanwhile.
+    fn follow(&mut self, state: State, patience: Duration) -> Result<()> {
+        for note in self.world.prepare(&state, &self.node) {
             self.say(note);
         }
-        let applied = self.proxy.writer.apply(state.into_batch());
-        // The first state is followed even if there is nothing in it.
-        (applied.changed > 0 || self.plan.services().is_empty()).then_some(applied.revision)
+        let asked = self.watched.iter().filter(|w| is_asked(&w.flow, &w.expected));
+        let asked: Vec<_> = asked.cloned().collect();
+        let flows: Vec<_> = asked.iter().map(|watched| watched.flow.clone()).collect();
+        let is_first = self.plan.services().is_empty();
+        let Self { world, proxy, .. } = self;
+        let work = || proxy.follow(state, is_first, patience);
+        let ((events, outcome), seen) = ask_during(world, &flows, work);
+        for event in events {
+            self.note(event);
+        }
+        self.judge(&asked, &seen);
+        for note in self.world.settle() {
+            self.say(note);
+        }
+        outcome
     }
 
-    /// Takes note of what the proxy says; the revision that it reached, if it says so.
-    fn note(&mut self, event: InForce) -> Option<Revision> {
-        match event {
-            InForce::Unchanged => None,
-            InForce::Failed(why) => {
-                self.failed = Some(why);
-                None
+    /// Compares what was seen during a change with what must have been. What went wrong is counted
+    /// where it is shown.
+    fn judge(&mut self, asked: &[Watched], seen: &[(usize, Seen)]) {
+        let mut meanwhile = Meanwhile::default();
+        for (index, seen) in seen {
+            let before = &asked[*index];
+            let after = self.watched.iter_mut().find(|watched| watched.flow == before.flow);
+            let Some(after) = after.filter(|w| is_asked(&w.flow, &w.expected)) else { continue };
+            meanwhile.connections += 1;
+            let keeps_sources = self.proxy.keeps_sources;
+            if before.expected.fits(seen, keeps_sources) || after.expected.fits(seen, keeps_sources)
+            {
+                continue;
             }
-            InForce::Plan { plan, revision, duration } => {
+            after.count(seen, keeps_sources);
+            let Row { service, from, to, .. } = after.row();
+            meanwhile.failed.push(format!("{service} {from} → {to}: {}", seen.describe()));
+        }
+        if let Some(summary) = meanwhile.summary() {
+            self.say(summary);
+        }
+        self.meanwhile = meanwhile;
+    }
+
+    /// Takes note of what the proxy says.
+    fn note(&mut self, event: InForce) {
+        match event {
+            InForce::Unchanged => {}
+            InForce::Failed(why) => self.failed = Some(why),
+            InForce::Plan { plan, duration, .. } => {
                 self.failed = None;
                 self.say(format!(
                     "{} in force after {:.1} ms",
@@ -201,7 +273,6 @@ impl Playground {
                 ));
                 self.plan = plan;
                 self.look_again();
-                Some(revision)
             }
         }
     }
@@ -218,13 +289,14 @@ impl Playground {
         }
     }
 
-    /// One turn: looks at the file and at the proxy, and sends a packet. Returns soon.
+    /// One turn: looks at the file and at the proxy, and sends a packet. Returns within seconds.
     pub fn turn(&mut self) {
         match self.file.changed() {
             Ok(None) => {}
             Ok(Some(state)) => {
                 self.problem = None;
-                self.take(state);
+                // A failure is noted as all that the proxy says; what takes longer is heard of later.
+                self.follow(state, LIVE_PATIENCE).unwrap_or(());
             }
             Err(error) => {
                 self.problem = Some(format!("{error}; the last good state stays in force"));
@@ -253,8 +325,9 @@ impl Playground {
         some
     }
 
-    /// Asks everything, so often that every choice shows, and compares with the plan.
-    pub fn check(&mut self) -> Vec<CheckedFlow> {
+    /// Asks everything, one flow after the other, so often that every choice shows, and compares with
+    /// the plan.
+    pub fn check(&self) -> impl Iterator<Item = CheckedFlow> {
         let check = |watched: &Watched| {
             let mut watched = Watched { counts: Counts::default(), ..watched.clone() };
             let times = match &watched.expected {
@@ -278,7 +351,7 @@ impl Playground {
                 row: watched.row(),
             }
         };
-        self.watched.iter().map(check).collect()
+        self.watched.iter().map(check)
     }
 
     /// The state is somebody else's work, not a step of the scenario.

@@ -1,6 +1,6 @@
 //! The network: a client, a node, a pod that only asks, and the pods that the state file tells of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -30,6 +30,8 @@ pub(crate) const VISITOR_INTERFACE: &str = "veth-pod0";
 pub struct World {
     /// Dropped before the node is.
     pods: BTreeMap<String, Running>,
+    /// Pods that the state does not have any more.
+    leaving: Vec<(String, Running)>,
     visitor: Host,
     network: Network,
     /// The control group of the node and its pods.
@@ -43,6 +45,8 @@ struct Running {
     host: Host,
     interface: String,
     pod: Pod,
+    /// What it listens on: more than it has to, during a change.
+    ports: BTreeSet<u16>,
 }
 
 impl World {
@@ -58,7 +62,8 @@ impl World {
             VISITOR_INTERFACE,
             &[VISITOR_V4.into(), VISITOR_V6.into()],
         )?;
-        let world = Self { pods: BTreeMap::new(), visitor, network, group, made: 0 };
+        let (pods, leaving) = (BTreeMap::new(), Vec::new());
+        let world = Self { pods, leaving, visitor, network, group, made: 0 };
         world.group(&world.network.node)?;
         world.group(&world.visitor)?;
         Ok(world)
@@ -94,25 +99,26 @@ impl World {
         name.map(|name| name.to_string())
     }
 
-    /// Makes the pods that `state` tells of, and takes others away. Says what it did, for people.
-    pub(crate) fn follow(&mut self, state: &State, node: &str) -> Vec<String> {
+    /// Makes the pods that `state` tells of. Those that it does not have any more stay until
+    /// [`World::settle`], as those do that terminate. Says what it did, for people.
+    pub(crate) fn prepare(&mut self, state: &State, node: &str) -> Vec<String> {
         let wanted = pods(state, node);
         let mut notes = Vec::new();
-        let mut kept = BTreeMap::new();
-        for (name, running) in std::mem::take(&mut self.pods) {
+        for (name, mut running) in std::mem::take(&mut self.pods) {
             let same = |pod: &&Pod| {
                 (&pod.addresses, pod.here) == (&running.pod.addresses, running.pod.here)
             };
+            let is_taken = |address| wanted.values().any(|pod| pod.addresses.contains(address));
             if let Some(pod) = wanted.get(&name).filter(same) {
-                kept.insert(name, running.listening(pod));
-                continue;
-            }
-            notes.push(format!("pod {name} is gone"));
-            if let Err(error) = self.network.disconnect(running.host, &running.interface) {
-                notes.push(error.to_string());
+                running.listen(&running.ports | &pod.ports);
+                running.pod = pod.clone();
+                self.pods.insert(name, running);
+            } else if running.pod.addresses.iter().any(is_taken) {
+                notes.extend(self.remove(&name, running));
+            } else {
+                self.leaving.push((name, running));
             }
         }
-        self.pods = kept;
         for (name, pod) in wanted {
             if self.pods.contains_key(&name) {
                 continue;
@@ -129,6 +135,23 @@ impl World {
         notes
     }
 
+    /// Takes the pods away that the last state did not have, and ports that they need not listen on.
+    pub(crate) fn settle(&mut self) -> Vec<String> {
+        let leaving = std::mem::take(&mut self.leaving);
+        let notes = leaving.into_iter().flat_map(|(name, running)| self.remove(&name, running));
+        let notes = notes.collect();
+        for running in self.pods.values_mut() {
+            running.listen(running.pod.ports.clone());
+        }
+        notes
+    }
+
+    fn remove(&self, name: &str, running: Running) -> Vec<String> {
+        let removed = self.network.disconnect(running.host, &running.interface);
+        let problem = removed.err().map(|error| error.to_string());
+        [format!("pod {name} is gone")].into_iter().chain(problem).collect()
+    }
+
     fn add(&mut self, name: &str, pod: Pod) -> Result<(), String> {
         if let Some(address) = pod.addresses.iter().find(|address| !is_for_pods(**address)) {
             return Err(format!("{address} is no address for a pod here"));
@@ -141,8 +164,10 @@ impl World {
         if pod.here {
             self.group(&host).map_err(|error| error.to_string())?;
         }
-        host.serve(&Vec::from_iter(pod.ports.iter().copied()));
-        self.pods.insert(name.to_owned(), Running { host, interface, pod });
+        let wanted = pod.ports.clone();
+        let mut running = Running { host, interface, pod, ports: BTreeSet::new() };
+        running.listen(wanted);
+        self.pods.insert(name.to_owned(), running);
         Ok(())
     }
 
@@ -182,14 +207,13 @@ impl World {
 }
 
 impl Running {
-    /// The pod with the ports that it is to have.
-    fn listening(mut self, pod: &Pod) -> Self {
-        if self.pod.ports != pod.ports {
+    /// Listens on these ports, and on no others.
+    fn listen(&mut self, ports: BTreeSet<u16>) {
+        if self.ports != ports {
             self.host.stop_serving();
-            self.host.serve(&Vec::from_iter(pod.ports.iter().copied()));
-            self.pod = pod.clone();
+            self.host.serve(&Vec::from_iter(ports.iter().copied()));
+            self.ports = ports;
         }
-        self
     }
 }
 

@@ -70,6 +70,49 @@ fn every_scenario_checks_itself() {
     }
 }
 
+#[test]
+fn no_connection_fails_while_pods_are_replaced() {
+    let _alone = alone();
+    if !permitted() {
+        return;
+    }
+    for backend in ["nft", "iptables", "ebpf", "userspacelin"] {
+        if backend == "ebpf" && own_group().is_none() {
+            continue;
+        }
+        let once = ["--once", "--scenario", "rolling-update", "--backend", backend];
+        let output = kpng(&once).output().unwrap();
+        let text = printed(&output);
+        assert!(output.status.success(), "{backend}: {text}");
+        let count = |line: &str| -> Option<usize> {
+            let (count, rest) = line.trim().strip_prefix("✓ ")?.split_once(' ')?;
+            (rest == "connections during the change, all answered").then(|| count.parse().unwrap())
+        };
+        let counts: Vec<_> = text.lines().filter_map(count).collect();
+        // Each of four clients had one before the change began.
+        assert!(counts.len() == 3 && counts.iter().all(|count| *count >= 4), "{backend}: {text}");
+    }
+}
+
+#[test]
+fn a_connection_that_fails_during_a_change_is_told() {
+    let _alone = alone();
+    if !permitted() {
+        return;
+    }
+    let playground = Running::start(kpng(&["--plain"]));
+    let line = playground.wait_for("state file: ");
+    let file = Path::new(line.strip_prefix("state file: ").unwrap());
+    playground.wait_for("tour 1/3");
+    let good = fs::read_to_string(file).unwrap();
+    // The client's address, where nobody listens.
+    fs::write(file, good.replace("10.180.0.2", "203.0.113.2")).unwrap();
+    playground.wait_for("pod web-1 is not made: 203.0.113.2 is no address for a pod here");
+    let failed = playground.wait_for(" connections during the change failed: default/web ");
+    assert!(failed.ends_with(": refused"), "{failed}");
+    playground.wait_for("✗ default/web ");
+}
+
 /// The program where everybody can start it: where the binary is, others may have no business.
 fn for_everybody() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();

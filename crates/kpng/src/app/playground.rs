@@ -87,7 +87,7 @@ pub(super) fn run(args: PlaygroundArgs, logging: LoggingArgs) -> anyhow::Result<
     let (proxy, _end) = start_proxy(world.node_namespace()?, &node, choice, &stop)?;
     let mut playground = Playground::new(world, proxy, node, file, scenario)?;
     if args.once {
-        return once(&mut playground, scenario);
+        return once(&mut playground, scenario, &stop);
     }
     if lines {
         plain(&mut playground, scenario, &stop)?;
@@ -308,8 +308,12 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     texts.join(": ")
 }
 
-/// Goes through all steps and checks each.
-fn once(playground: &mut Playground, scenario: Option<Scenario>) -> anyhow::Result<ExitCode> {
+/// Goes through all steps and checks each, and what happens between them.
+fn once(
+    playground: &mut Playground,
+    scenario: Option<Scenario>,
+    stop: &AtomicBool,
+) -> anyhow::Result<ExitCode> {
     let mut wrong = 0;
     for number in 0..scenario.map_or(1, |scenario| scenario.steps.len()) {
         if number > 0 {
@@ -317,7 +321,16 @@ fn once(playground: &mut Playground, scenario: Option<Scenario>) -> anyhow::Resu
             playground.follow_file_to_the_end()?;
         }
         print_heading(&playground.picture())?;
+        let meanwhile = playground.meanwhile();
+        if let Some(summary) = meanwhile.summary() {
+            let is_good = meanwhile.failed.is_empty();
+            wrong += usize::from(!is_good);
+            super::print(&format!("  {} {summary}\n", sign(is_good)))?;
+        }
         for flow in playground.check() {
+            if stop.load(Ordering::Acquire) {
+                bail!("stopped before everything was checked");
+            }
             wrong += usize::from(!flow.good);
             let mut line = line(&flow.row, flow.good);
             if !flow.good {
@@ -401,10 +414,14 @@ fn heading(picture: &Picture) -> String {
 
 fn line(row: &Row, good: bool) -> String {
     let Row { service, from, to, counts } = row;
-    let sign = if good { "✓" } else { "✗" };
+    let sign = sign(good);
     let source = counts.source();
     let source = if source.is_empty() { String::new() } else { format!("  source {source}") };
     format!("  {sign} {service:<16} {from:<8} → {to:<24} {}{source}", counts.outcome("  "))
+}
+
+fn sign(good: bool) -> &'static str {
+    if good { "✓" } else { "✗" }
 }
 
 /// Draws until somebody quits.
