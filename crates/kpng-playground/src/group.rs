@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use crate::{Error, Result};
 
+/// How its name starts; the process's number follows.
+const NAME: &str = "kpng-playground-";
+
 /// A control group with this process, and one in it for the threads of the node and its pods.
 #[derive(Debug)]
 pub struct ControlGroup {
@@ -24,7 +27,7 @@ impl ControlGroup {
     /// # Errors
     /// When control groups of version 2 are not mounted.
     pub fn place() -> Result<PathBuf> {
-        Ok(of(Path::new("/proc/self"))?.join(format!("kpng-playground-{}", std::process::id())))
+        Ok(of(Path::new("/proc/self"))?.join(format!("{NAME}{}", std::process::id())))
     }
 
     /// The control group in `place` for the sockets of the node and its pods.
@@ -38,6 +41,7 @@ impl ControlGroup {
     /// [`Error::System`] without the right to do so.
     pub fn new(place: &Path) -> Result<Self> {
         let made = Self { group: place.to_owned(), home: of(Path::new("/proc/self"))? };
+        remove_abandoned(&made.home);
         let hosts = Self::hosts(place);
         let fill = || {
             fs::create_dir_all(&hosts)?;
@@ -71,6 +75,18 @@ pub fn sweep(place: &Path) -> Result<()> {
         match remove(place) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => thread::sleep(PAUSE),
             other => return other.map_err(|source| Error::System { what: what(), source }),
+        }
+    }
+}
+
+/// Removes those of playgrounds that ended together with who should have swept. The kernel keeps those
+/// that somebody is in.
+fn remove_abandoned(home: &Path) {
+    for entry in fs::read_dir(home).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(NAME));
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            remove(&entry.path()).unwrap_or(());
         }
     }
 }

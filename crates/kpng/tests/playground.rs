@@ -324,6 +324,21 @@ fn programs_serve_the_sockets_of_the_playground_only() {
 }
 
 #[test]
+fn what_nobody_swept_is_removed_by_the_next_playground() {
+    let _alone = alone();
+    let Some(own) = own_group() else { return };
+    if !permitted() {
+        return;
+    }
+    let before = playground_groups(&own);
+    // Numbers of processes are smaller.
+    fs::create_dir_all(own.join("kpng-playground-4194305/hosts")).unwrap();
+    let output = kpng(&["--once", "--backend", "ebpf"]).output().unwrap();
+    assert!(output.status.success(), "{}", printed(&output));
+    eventually("nothing is left", || playground_groups(&own) == before);
+}
+
+#[test]
 fn who_may_not_make_control_groups_is_told_so() {
     let _alone = alone();
     let (directory, program) = for_everybody();
