@@ -4,7 +4,6 @@
 //! long.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kpng_core::backend::{BackendError, Counts, Traffic};
@@ -80,14 +79,8 @@ fn frontend(counted: &Counted) -> Option<FrontendKey> {
         TableFamily::Ip => Family::V4,
         TableFamily::Ip6 => Family::V6,
     };
-    let key = counted.key.as_slice();
-    let (address, rest) = key.split_at_checked(key.len().checked_sub(8)?)?;
-    let at = match address.len() {
-        0 => At::NodePort(family),
-        4 => At::Vip(IpAddr::from(<[u8; 4]>::try_from(address).ok()?)),
-        16 => At::Vip(IpAddr::from(<[u8; 16]>::try_from(address).ok()?)),
-        _ => return None,
-    };
-    let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == rest[0])?;
-    Some(FrontendKey { at, protocol, port: u16::from_be_bytes([rest[4], rest[5]]) })
+    let (address, number, port) = counted.key.destination()?;
+    let at = address.map_or(At::NodePort(family), At::Vip);
+    let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == number)?;
+    Some(FrontendKey { at, protocol, port })
 }

@@ -1,13 +1,12 @@
 //! What happened at frontends: the proxy counts connections, the kernel counts what it refuses.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kpng_core::backend::{BackendError, Counts, Traffic};
 use kpng_core::model::{Family, Protocol};
 use kpng_core::plan::{At, FrontendKey, Plan};
-use kpng_linux::nft::{Counted, OwnedTable, TableFamily, Tally};
+use kpng_linux::nft::{Bytes, Counted, OwnedTable, TableFamily, Tally};
 
 use crate::names;
 use crate::routes::Routes;
@@ -72,14 +71,9 @@ fn frontend(counted: &Counted) -> Option<FrontendKey> {
     };
     let origin = if counted.set == names::STRANGERS { 0 } else { 4 };
     let key = counted.key.as_slice();
-    let key = key.get(..key.len().checked_sub(origin)?)?;
-    let (address, rest) = key.split_at_checked(key.len().checked_sub(8)?)?;
-    let at = match address.len() {
-        0 => At::NodePort(family),
-        4 => At::Vip(IpAddr::from(<[u8; 4]>::try_from(address).ok()?)),
-        16 => At::Vip(IpAddr::from(<[u8; 16]>::try_from(address).ok()?)),
-        _ => return None,
-    };
-    let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == rest[0])?;
-    Some(FrontendKey { at, protocol, port: u16::from_be_bytes([rest[4], rest[5]]) })
+    let key = Bytes::from_slice(key.get(..key.len().checked_sub(origin)?)?)?;
+    let (address, number, port) = key.destination()?;
+    let at = address.map_or(At::NodePort(family), At::Vip);
+    let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == number)?;
+    Some(FrontendKey { at, protocol, port })
 }

@@ -52,6 +52,19 @@ impl Bytes {
         self.component(&port.to_be_bytes())
     }
 
+    /// What [`address`](Self::address), if anything, [`protocol`](Self::protocol) and
+    /// [`port`](Self::port) put into it, read back; `None` when it is something else.
+    pub fn destination(&self) -> Option<(Option<IpAddr>, u8, u16)> {
+        let (address, rest) = self.as_slice().split_last_chunk::<8>()?;
+        let address = match address.len() {
+            0 => None,
+            4 => Some(<[u8; 4]>::try_from(address).ok()?.into()),
+            16 => Some(<[u8; 16]>::try_from(address).ok()?.into()),
+            _ => return None,
+        };
+        Some((address, rest[0], u16::from_be_bytes([rest[4], rest[5]])))
+    }
+
     /// Appends a number in host order: a priority, or the result of `numgen`.
     #[must_use]
     pub fn number(self, number: u32) -> Self {
