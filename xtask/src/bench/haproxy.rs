@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kpng_testkit::network::Host;
-use rustix::param::clock_ticks_per_second;
+
+use super::process::cpu_time_of;
 
 /// A running HAProxy. It ends when it is dropped.
 pub(super) struct Haproxy {
@@ -46,11 +47,7 @@ impl Haproxy {
 
     /// The processor time that it has used.
     pub(super) fn cpu_time(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let (_, fields) = stat.rsplit_once(')').context("a process has a name")?;
-        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
-        let ticks: u64 = ticks.collect::<Result<Vec<_>, _>>()?.into_iter().sum();
-        Ok(Duration::from_secs(ticks) / u32::try_from(clock_ticks_per_second())?)
+        cpu_time_of(self.child.id())
     }
 }
 

@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use kpng_testkit::apiserver::{ApiServer, Rest, kube_proxy};
 use kpng_testkit::network::{Network, Topology};
-use rustix::param::clock_ticks_per_second;
 use serde_json::{Value, json};
 
 use super::Size;
 use super::backends::Which;
-use super::process::{ms, print};
+use super::process::{cpu_time_of, ms, print, resident_of};
 use super::table::{Figures, Limit, Table, Target};
 
 const NAMESPACE: &str = "s";
@@ -202,7 +201,7 @@ impl World {
         figures.push(CHANGE_CPU, ms(used) / changes as f64);
         latencies.sort_unstable();
         figures.push("from the API's answer to packets, median ms", ms(latencies[changes / 2]));
-        figures.push("RSS, MiB", running.resident()?);
+        figures.push("RSS, MiB", resident_of(running.child.id())?.0);
         Ok(figures)
     }
 
@@ -242,35 +241,18 @@ impl World {
 }
 
 impl Running {
-    /// The processor time of the process and of the programs it waited for.
-    fn cpu_time(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let (_, fields) = stat.rsplit_once(')').context("a process has a name")?;
-        // proc(5): utime, stime, cutime, cstime.
-        let ticks = fields.split_whitespace().skip(11).take(4).map(str::parse::<u64>);
-        let ticks: u64 = ticks.collect::<Result<Vec<_>, _>>()?.into_iter().sum();
-        Ok(Duration::from_secs(ticks) / u32::try_from(clock_ticks_per_second())?)
-    }
-
     /// Waits until nothing was used for some seconds; the processor time so far.
     fn wait_until_idle(&self) -> Result<Duration> {
-        let mut last = self.cpu_time()?;
+        let mut last = cpu_time_of(self.child.id())?;
         loop {
             std::thread::sleep(Duration::from_secs(5));
-            let now = self.cpu_time()?;
+            let now = cpu_time_of(self.child.id())?;
             // A tick or two is what waiting costs.
             if now.saturating_sub(last) < Duration::from_millis(50) {
                 return Ok(now);
             }
             last = now;
         }
-    }
-
-    fn resident(&self) -> Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
-        Ok(kib.context("find VmRSS")?.trim().parse::<f64>()? / 1024.0)
     }
 }
 

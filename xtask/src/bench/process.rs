@@ -1,4 +1,4 @@
-//! What this process has used: time and memory; and its output.
+//! What this process and others have used: time and memory; and this one's output.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -36,14 +36,26 @@ pub(crate) fn process_cost<T>(work: impl FnOnce() -> Result<T>) -> Result<(Cost,
 fn process_cpu_time() -> Result<Duration> {
     let own = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime));
     let own = own.context("read the process's clock")?;
-    // proc(5): cutime and cstime, of children that were waited for, in ticks.
-    let stat = fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
+    let [.., children_user, children_system] = times(std::process::id())?;
+    Ok(own + children_user + children_system)
+}
+
+/// The processor time of a process and of the children that it waited for.
+pub(crate) fn cpu_time_of(process: u32) -> Result<Duration> {
+    Ok(times(process)?.into_iter().sum())
+}
+
+/// utime, stime, cutime and cstime of a process (proc(5)).
+fn times(process: u32) -> Result<[Duration; 4]> {
+    let path = format!("/proc/{process}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let (_, fields) = stat.rsplit_once(')').context("a process has a name")?;
-    let mut fields = fields.split_whitespace().skip(13);
-    let mut ticks = || fields.next().and_then(|field| field.parse::<u64>().ok());
-    let ticks = ticks().zip(ticks()).map(|(user, system)| user + system);
-    let ticks = ticks.context("a process has the times of its children")?;
-    Ok(own + Duration::from_secs(ticks) / u32::try_from(clock_ticks_per_second())?)
+    let mut times = [Duration::ZERO; 4];
+    for (time, ticks) in times.iter_mut().zip(fields.split_whitespace().skip(11)) {
+        let ticks = Duration::from_secs(ticks.parse().context("times are numbers")?);
+        *time = ticks / u32::try_from(clock_ticks_per_second())?;
+    }
+    Ok(times)
 }
 
 fn cpu_time() -> Result<Duration> {
@@ -52,11 +64,17 @@ fn cpu_time() -> Result<Duration> {
 
 /// The resident set of this process: now and at its highest, in MiB.
 pub(crate) fn resident() -> Result<(f64, f64)> {
-    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    resident_of(std::process::id())
+}
+
+/// The resident set of a process: now and at its highest, in MiB.
+pub(crate) fn resident_of(process: u32) -> Result<(f64, f64)> {
+    let path = format!("/proc/{process}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let of = |name: &str| -> Result<f64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
-        let kib = kib.with_context(|| format!("find {name} in /proc/self/status"))?;
+        let kib = kib.with_context(|| format!("find {name} in {path}"))?;
         Ok(kib.trim().parse::<f64>()? / 1024.0)
     };
     Ok((of("VmRSS:")?, of("VmHWM:")?))
