@@ -11,12 +11,11 @@ use std::time::{Duration, Instant};
 use aya::maps::{self, Map, MapData};
 use kpng_core::Backend;
 use kpng_core::model::{Family, Protocol};
-use kpng_core::plan::{At, FrontendKey, Plan, Planner};
+use kpng_core::plan::{At, FrontendKey, Planner};
 use kpng_ebpf::{Attach, Config, Ebpf, GAPS};
 use kpng_linux::rtnetlink::Rtnetlink;
 use kpng_testkit::bpf::BpfPlace;
-use kpng_testkit::cases::CASES;
-use kpng_testkit::conformance::{Conformance, OnNode, all_services, network, plan, plan_of};
+use kpng_testkit::conformance::{Conformance, OnNode, all_services, network, plan_of};
 use kpng_testkit::fixture::address;
 use kpng_testkit::network::{Host, Network, Outcome};
 use rustix::net::{AddressFamily, SocketType, socket};
@@ -57,18 +56,12 @@ fn every_case(attach: Attach) {
     let Some(network) = network() else { return };
     let place = BpfPlace::new(&network);
     let node = OnNode::new(&network, attached(&place, attach));
-    let mut before = Plan::default();
-    node.sync(&before, None);
     let mut conformance = Conformance::new(GAPS);
-    // From each state straight to the next: the difference is what gets written.
-    for case in CASES {
-        let planner = plan(case);
-        node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
+    node.through_cases(|case, plan| {
         conformance.check(case, &network);
-        let audit = node.audit(planner.plan()).unwrap();
+        let audit = node.audit(plan).unwrap();
         assert!(audit.is_equal() && audit.found == audit.wanted, "{}: {audit:?}", case.name);
-        before = planner.plan().clone();
-    }
+    });
     let wrong = conformance.finish();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

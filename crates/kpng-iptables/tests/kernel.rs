@@ -113,18 +113,12 @@ fn counted(host: &Host, variant: Variant) -> Vec<String> {
 fn conforms(variant: Variant) {
     let Some(network) = network() else { return };
     let node = OnNode::new(&network, backend(variant));
-    let mut before = Plan::default();
-    node.sync(&before, None);
     let mut conformance = Conformance::new(node.gaps());
-    // From each state straight to the next: the difference is what gets written.
-    for case in CASES {
-        let planner = plan(case);
-        node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
+    node.through_cases(|case, plan| {
         conformance.check(case, &network);
-        let audit = node.audit(planner.plan()).unwrap();
+        let audit = node.audit(plan).unwrap();
         assert!(audit.is_equal(), "{}: {audit:?}", case.name);
-        before = planner.plan().clone();
-    }
+    });
     let wrong = conformance.finish();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(!disturbed_soon(&node), "nobody else has changed anything");

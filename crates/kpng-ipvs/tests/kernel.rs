@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use kpng_core::Backend;
 use kpng_core::model::{Family, Protocol};
-use kpng_core::plan::{At, FrontendKey, Plan, Planner};
+use kpng_core::plan::{At, FrontendKey, Planner};
 use kpng_ipvs::{Config, GAPS, Ipvs, SCHEDULERS};
 use kpng_linux::ipvs::Timeouts;
 use kpng_linux::rtnetlink::Rtnetlink;
@@ -58,18 +58,12 @@ fn packets_go_where_the_plan_says() {
     in_guest(LIMIT, || {
         let network = settled_network();
         let node = OnNode::new(&network, backend);
-        let mut before = Plan::default();
-        node.sync(&before, None);
         let mut conformance = Conformance::new(GAPS);
-        // From each state straight to the next: the difference is what gets written.
-        for case in CASES {
-            let planner = plan(case);
-            node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
+        node.through_cases(|case, plan| {
             conformance.check(case, &network);
-            let audit = node.audit(planner.plan()).unwrap();
+            let audit = node.audit(plan).unwrap();
             assert!(audit.is_equal(), "{}: {audit:?}", case.name);
-            before = planner.plan().clone();
-        }
+        });
         let wrong = conformance.finish();
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     });
@@ -81,15 +75,10 @@ fn each_packet_counts_once_where_the_plan_says() {
         let network = settled_network();
         let node = OnNode::new(&network, backend);
         let traffic = node.traffic().unwrap();
-        let mut before = Plan::default();
-        node.sync(&before, None);
         let mut wrong = Vec::new();
-        for case in CASES {
-            let planner = plan(case);
-            node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
+        node.through_cases(|case, _| {
             wrong.extend(check_counts(case, &network, &*traffic, GAPS, Telling::Rough));
-            before = planner.plan().clone();
-        }
+        });
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     });
 }

@@ -9,12 +9,9 @@ use std::sync::Arc;
 use kpng_core::Backend;
 use kpng_core::backend::{Counting, Counts, Traffic};
 use kpng_core::model::{Family, NamespacedName};
-use kpng_core::plan::{Plan, Planner};
+use kpng_core::plan::Planner;
 use kpng_nft::{Config, Nft};
-use kpng_testkit::cases::CASES;
-use kpng_testkit::conformance::{
-    OnNode, Telling, all_services, check_counts, network, plan, plan_of,
-};
+use kpng_testkit::conformance::{OnNode, Telling, all_services, check_counts, network, plan_of};
 use kpng_testkit::fixture::address;
 use kpng_testkit::network::Network;
 
@@ -27,15 +24,10 @@ fn each_packet_counts_once_where_the_plan_says() {
     let Some(network) = network() else { return };
     let node = OnNode::new(&network, nft_backend);
     let traffic = node.traffic().unwrap();
-    let mut before = Plan::default();
-    node.sync(&before, None);
     let mut wrong = Vec::new();
-    for case in CASES {
-        let planner = plan(case);
-        node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
+    node.through_cases(|case, _| {
         wrong.extend(check_counts(case, &network, &*traffic, node.gaps(), Telling::Exact));
-        before = planner.plan().clone();
-    }
+    });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use expect_test::expect;
 use kpng_core::Backend;
 use kpng_core::model::Family;
-use kpng_core::plan::{Plan, Planner};
+use kpng_core::plan::Planner;
 use kpng_nft::{Config, Nft, ruleset_text};
 use kpng_testkit::cases::CASES;
 use kpng_testkit::conformance::{OnNode, all_services, check_packets, network, plan, plan_of};
@@ -46,20 +46,14 @@ fn nft(host: &Host, arguments: &[&str], input: &str) -> String {
 fn packets_go_where_the_plan_says() {
     let Some(network) = network() else { return };
     let node = OnNode::new(&network, nft_backend);
-    let mut before = Plan::default();
-    node.sync(&before, None);
     let mut wrong = Vec::new();
-    // From each state straight to the next: the difference is what gets written.
-    for case in CASES {
-        let planner = plan(case);
-        node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
+    node.through_cases(|case, plan| {
         wrong.extend(check_packets(case, &network));
-        let audit = node.audit(planner.plan()).unwrap();
+        let audit = node.audit(plan).unwrap();
         if !audit.is_equal() {
             wrong.push(format!("{}: {audit:?}", case.name));
         }
-        before = planner.plan().clone();
-    }
+    });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

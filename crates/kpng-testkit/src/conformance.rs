@@ -17,7 +17,7 @@ use kpng_linux::rtnetlink::Rtnetlink;
 
 pub use counts::{Telling, check_counts};
 
-use crate::cases::{Case, PORTS};
+use crate::cases::{CASES, Case, PORTS};
 use crate::fixture::{NODE, address, fixture};
 use crate::network::{Host, Network, Outcome, Topology};
 
@@ -217,6 +217,23 @@ impl<'a> OnNode<'a> {
             let mut backend = backend.lock().expect("no call panicked");
             backend.sync(&plan, changed.as_deref())
         })
+    }
+
+    /// Brings the backend from nothing to each case of the table, straight from one to the next: the
+    /// difference is what gets written. `check` looks at each case when it is in force.
+    ///
+    /// # Panics
+    /// When a sync fails.
+    pub fn through_cases(&self, mut check: impl FnMut(&Case, &Plan)) {
+        let mut before = Plan::default();
+        self.sync(&before, None);
+        for case in CASES {
+            let planner = plan(case);
+            let plan = planner.plan();
+            self.sync(plan, Some(all_services(&before, plan)));
+            check(case, plan);
+            before = plan.clone();
+        }
     }
 
     /// Calls the backend's `disturbed`.

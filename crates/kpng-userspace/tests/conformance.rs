@@ -1,9 +1,7 @@
 //! The conformance table by real packets, in both families.
 
 use kpng_core::Backend;
-use kpng_core::plan::Plan;
-use kpng_testkit::cases::CASES;
-use kpng_testkit::conformance::{Conformance, OnNode, all_services, network, plan};
+use kpng_testkit::conformance::{Conformance, OnNode, network};
 use kpng_userspace::{Config, Userspace};
 
 fn userspace(
@@ -29,17 +27,12 @@ fn every_case(transparent: bool) {
     let folder = tempfile::tempdir().expect("a folder");
     let node = OnNode::new(&network, userspace(folder.path(), transparent));
     let mut conformance = Conformance::new(node.gaps());
-    let mut before = Plan::default();
-    node.sync(&before, None);
-    for case in CASES {
-        let plan = plan(case).plan().clone();
-        node.sync(&plan, Some(all_services(&before, &plan)));
+    node.through_cases(|case, plan| {
         conformance.check(case, &network);
         assert!(!node.disturbed(), "{}: only we were here", case.name);
-        let audit = node.audit(&plan).expect("it can tell");
+        let audit = node.audit(plan).expect("it can tell");
         assert!(audit.is_equal() && audit.found == audit.wanted, "{}: {audit:?}", case.name);
-        before = plan;
-    }
+    });
     assert_eq!(conformance.finish(), [""; 0]);
     node.cleanup();
 }

@@ -5,10 +5,7 @@ use std::net::SocketAddr;
 use kpng_core::Backend;
 use kpng_core::model::{Family, NamespacedName};
 use kpng_core::plan::Plan;
-use kpng_testkit::cases::CASES;
-use kpng_testkit::conformance::{
-    OnNode, Telling, all_services, check_counts, network, plan, plan_of,
-};
+use kpng_testkit::conformance::{OnNode, Telling, check_counts, network, plan_of};
 use kpng_testkit::fixture::address;
 use kpng_userspace::{Config, Userspace};
 
@@ -25,15 +22,10 @@ fn each_packet_counts_once_where_the_plan_says() {
     let folder = tempfile::tempdir().expect("a folder");
     let node = OnNode::new(&network, userspace(folder.path()));
     let traffic = node.traffic().expect("it counts");
-    let mut before = Plan::default();
-    node.sync(&before, None);
     let mut wrong = Vec::new();
-    for case in CASES {
-        let planner = plan(case);
-        node.sync(planner.plan(), Some(all_services(&before, planner.plan())));
+    node.through_cases(|case, _| {
         wrong.extend(check_counts(case, &network, &*traffic, node.gaps(), Telling::Exact));
-        before = planner.plan().clone();
-    }
+    });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     node.cleanup();
 }

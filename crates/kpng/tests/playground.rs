@@ -94,19 +94,25 @@ fn no_connection_fails_while_pods_are_replaced() {
     }
 }
 
+/// The tour at its first step, its state file, and what is in it.
+fn tour() -> (Running, PathBuf, String) {
+    let playground = Running::start(kpng(&["--plain"]));
+    let line = playground.wait_for("state file: ");
+    let file = PathBuf::from(line.strip_prefix("state file: ").unwrap());
+    playground.wait_for("tour 1/3");
+    let good = fs::read_to_string(&file).unwrap();
+    (playground, file, good)
+}
+
 #[test]
 fn a_connection_that_fails_during_a_change_is_told() {
     let _alone = alone();
     if !permitted() {
         return;
     }
-    let playground = Running::start(kpng(&["--plain"]));
-    let line = playground.wait_for("state file: ");
-    let file = Path::new(line.strip_prefix("state file: ").unwrap());
-    playground.wait_for("tour 1/3");
-    let good = fs::read_to_string(file).unwrap();
+    let (playground, file, good) = tour();
     // The client's address, where nobody listens.
-    fs::write(file, good.replace("10.180.0.2", "203.0.113.2")).unwrap();
+    fs::write(&file, good.replace("10.180.0.2", "203.0.113.2")).unwrap();
     playground.wait_for("pod web-1 is not made: 203.0.113.2 is no address for a pod here");
     let failed = playground.wait_for(" connections during the change failed: default/web ");
     assert!(failed.ends_with(": refused"), "{failed}");
@@ -194,21 +200,17 @@ fn an_edit_is_followed_and_a_mistake_is_told_with_its_place() {
     if !permitted() {
         return;
     }
-    let playground = Running::start(kpng(&["--plain"]));
-    let line = playground.wait_for("state file: ");
-    let file = Path::new(line.strip_prefix("state file: ").unwrap());
-    playground.wait_for("tour 1/3");
-    let good = fs::read_to_string(file).unwrap();
+    let (playground, file, good) = tour();
 
-    fs::write(file, good.replace("nodePort: 30080", "nodePort: 30099")).unwrap();
+    fs::write(&file, good.replace("nodePort: 30080", "nodePort: 30099")).unwrap();
     playground.wait_for("default/web in force");
     playground.wait_for("192.168.0.2:30099 TCP    web-");
 
-    fs::write(file, good.replace("port: 80\n", "port: eighty\n")).unwrap();
+    fs::write(&file, good.replace("port: 80\n", "port: eighty\n")).unwrap();
     let problem = playground.wait_for("the last good state stays in force");
     assert!(problem.contains("cluster.yaml:") && problem.contains("port"), "{problem}");
 
-    fs::write(file, good.replace("10.180.0.2", "10.180.0.77")).unwrap();
+    fs::write(&file, good.replace("10.180.0.2", "10.180.0.77")).unwrap();
     playground.wait_for("the state file is valid again");
     let shell =
         kpng(&["shell", "web-1", "cat", "/proc/thread-self/net/fib_trie"]).output().unwrap();

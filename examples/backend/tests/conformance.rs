@@ -2,10 +2,9 @@
 //! node, once by changes and once after a restart.
 
 use kpng_core::Backend;
-use kpng_core::plan::Plan;
 use kpng_example_backend::Example;
 use kpng_testkit::cases::CASES;
-use kpng_testkit::conformance::{Conformance, OnNode, all_services, network, plan};
+use kpng_testkit::conformance::{Conformance, OnNode, network, plan};
 
 fn example() -> Box<dyn Backend> {
     Box::new(Example::open().expect("nf_tables can be used"))
@@ -16,15 +15,10 @@ fn every_case_by_changes() {
     let Some(network) = network() else { return };
     let node = OnNode::new(&network, example);
     let mut conformance = Conformance::new(node.gaps());
-    let mut before = Plan::default();
-    node.sync(&before, None);
-    for case in CASES {
-        let plan = plan(case).plan().clone();
-        node.sync(&plan, Some(all_services(&before, &plan)));
+    node.through_cases(|case, _| {
         conformance.check(case, &network);
         assert!(!node.disturbed(), "{}: only we were here", case.name);
-        before = plan;
-    }
+    });
     assert_eq!(conformance.finish(), [""; 0]);
     node.cleanup();
 }
